@@ -1,0 +1,340 @@
+"""The agent's half: one answer at a time, from its first token to its last chunk handed to the socket.
+
+Tokens are cut into segments, segments are synthesised one after the other, their chunks are paced by `Playout`. The
+words of a segment are shown with its first sound, never before. An answer is done when its last chunk was sent; its
+sound goes on for the lead, and an interruption in that time still cuts what was heard (`interrupt`).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .commands import (
+    CancelWork,
+    Command,
+    Generate,
+    Heard,
+    Item,
+    ItemStatus,
+    ItemTruncated,
+    Message,
+    Outcome,
+    Play,
+    Refused,
+    ResponseDone,
+    ResponseStarted,
+    Synthesize,
+    TranscriptDelta,
+)
+from .events import (
+    ChunkId,
+    Failure,
+    GenerationFinished,
+    ItemId,
+    Modality,
+    ResponseId,
+    SegmentId,
+    SpeechSynthesized,
+    TruncationRequested,
+    Usage,
+)
+from .history import History
+from .parameters import Ids, Parameters
+from .playout import Playout, Utterance
+from .segmentation import SpeechSegmenter
+from .timeline import TurnTimeline
+
+NOTHING_GENERATED = Failure("llm", "engine_failed", "the language model gave no answer")
+NOTHING_SYNTHESIZED = Failure("tts", "engine_failed", "the voice gave no sound")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an answer is to be, settled when it starts."""
+
+    messages: tuple[Message, ...]
+    modality: Modality
+    voice: str
+    speed: float
+    max_output_tokens: int | None
+    metadata: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Answer:
+    response_id: ResponseId
+    item_id: ItemId
+    order: Order
+    timeline: TurnTimeline
+    utterance: Utterance
+    segmenter: SpeechSegmenter = field(default_factory=SpeechSegmenter)
+    waiting: deque[tuple[SegmentId, str]] = field(default_factory=deque)
+    synthesizing: tuple[SegmentId, str] | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    """None while tokens are still to come."""
+    usage: Usage = field(default_factory=Usage)
+    shown: list[str] = field(default_factory=list)
+    has_tokens: bool = False
+    has_failed: bool = False
+    """A stage has failed once and was tried again."""
+
+
+class Answering:
+    def __init__(
+        self, parameters: Parameters, history: History, ids: Ids, emit: Callable[[Command], None]
+    ) -> None:
+        self._parameters = parameters
+        self._history = history
+        self._ids = ids
+        self._emit = emit
+        self._playout = Playout(parameters.playout_lead_s)
+        self._answer: Answer | None = None
+
+    # --- what it knows ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_active(self) -> bool:
+        """A response has been started and is not done."""
+        return self._answer is not None
+
+    def is_audible(self, now: float) -> bool:
+        return self._playout.is_audible(now)
+
+    @property
+    def deadline(self) -> float | None:
+        return self._playout.due()
+
+    # --- an answer's course -----------------------------------------------------------------------------------------
+
+    def start(self, order: Order, timeline: TurnTimeline) -> None:
+        self._open(order, timeline)
+        self._generate()
+
+    def _open(self, order: Order, timeline: TurnTimeline) -> None:
+        response_id, item_id = self._ids.response(), self._ids.item()
+        utterance = self._playout.begin(item_id, response_id)
+        self._answer = Answer(response_id, item_id, order, timeline, utterance)
+        self._emit(
+            ResponseStarted(
+                response_id, item_id, order.modality, order.metadata, order.voice, order.max_output_tokens
+            )
+        )
+
+    def refuse(self, order: Order, failure: Failure) -> None:
+        """An answer that fails before it begins, so that whoever waits for one is told."""
+        self._open(order, TurnTimeline())
+        self.finish("failed", failure=failure)
+
+    def _generate(self) -> None:
+        answer = self._answer
+        assert answer is not None
+        self._emit(Generate(answer.response_id, answer.order.messages, answer.order.max_output_tokens))
+
+    def _current(self, response_id: ResponseId) -> Answer | None:
+        """The one place where news of an answer that is no longer wanted are dropped."""
+        if self._answer is None or self._answer.response_id != response_id:
+            return None
+        return self._answer
+
+    def tokens_generated(self, response_id: ResponseId, text: str, now: float) -> None:
+        answer = self._current(response_id)
+        if answer is None or answer.finish_reason is not None:
+            return
+        answer.timeline.mark("first_token", now)
+        answer.has_tokens |= bool(text.strip())
+        answer.usage = Usage(answer.usage.input_tokens, answer.usage.output_tokens + 1)
+        if answer.order.modality == "text":
+            self._show(answer, text)
+            for cut in ("first_segment", "first_audio", "first_sent"):
+                answer.timeline.mark(cut, now)
+        else:
+            self._queue(answer, answer.segmenter.push(text), now)
+
+    def generation_finished(self, event: GenerationFinished, now: float) -> None:
+        answer = self._current(event.response_id)
+        if answer is None:
+            return
+        if not answer.has_tokens:
+            self.failed(event.response_id, NOTHING_GENERATED)
+            return
+        answer.finish_reason = event.finish_reason
+        answer.usage = event.usage or answer.usage
+        if answer.order.modality == "audio":
+            self._queue(answer, answer.segmenter.flush(), now)
+
+    def _queue(self, answer: Answer, segments: list[str], now: float) -> None:
+        for text in segments:
+            answer.timeline.mark("first_segment", now)
+            answer.waiting.append((self._ids.segment(), text))
+
+    def speech_synthesized(self, event: SpeechSynthesized, now: float) -> None:
+        answer = self._current(event.response_id)
+        segment = answer.utterance.segment(event.segment_id) if answer else None
+        if answer is None or segment is None:
+            return
+        answer.timeline.mark("first_audio", now)
+        segment.words += event.words
+        self._playout.push(answer.utterance, segment, event.chunk_id, event.duration_s)
+
+    def synthesis_finished(self, response_id: ResponseId, segment_id: SegmentId) -> None:
+        answer = self._current(response_id)
+        segment = answer.utterance.segment(segment_id) if answer else None
+        if answer is None or segment is None:
+            return
+        if segment.duration_s == 0.0:
+            self.failed(response_id, NOTHING_SYNTHESIZED)
+            return
+        segment.is_finished = True
+        answer.synthesizing = None
+
+    def failed(self, response_id: ResponseId, failure: Failure) -> None:
+        """One more try if nothing of the answer has been shown; else the answer ends as failed."""
+        answer = self._current(response_id)
+        if answer is None:
+            return
+        if answer.has_failed or answer.shown or not failure.retryable:
+            self.finish("failed", failure=failure)
+            return
+        self._emit(CancelWork(response_id))
+        self._playout.drop(answer.utterance)
+        answer.utterance.segments.clear()
+        self._answer = Answer(
+            response_id, answer.item_id, answer.order, answer.timeline, answer.utterance, has_failed=True
+        )
+        self._generate()
+
+    # --- playing ----------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> None:
+        """Whatever can go on: the next segment to the voice, the next chunk to the socket, the end of the answer."""
+        answer = self._answer
+        if answer is not None:
+            self._synthesize_next(answer)
+        chunk = self._playout.pop(now)
+        if chunk is not None and answer is not None:
+            if chunk.is_first_of_segment:
+                segment = chunk.utterance.segment(chunk.segment_id)
+                assert segment is not None
+                self._show(answer, segment.text)
+            self._emit(Play(answer.response_id, answer.item_id, chunk.chunk_id))
+        if answer is not None and self._is_complete(answer):
+            self.finish("incomplete" if answer.finish_reason == "length" else "completed")
+
+    def _synthesize_next(self, answer: Answer) -> None:
+        if answer.synthesizing is not None or not answer.waiting:
+            return
+        if self._playout.unsent_s(answer.utterance) > self._parameters.synthesis_ahead_s:
+            return
+        answer.synthesizing = segment_id, text = answer.waiting.popleft()
+        answer.utterance.add_segment(segment_id, text)
+        self._emit(Synthesize(answer.response_id, segment_id, text, answer.order.voice, answer.order.speed))
+
+    def _is_complete(self, answer: Answer) -> bool:
+        return (
+            answer.finish_reason is not None
+            and answer.synthesizing is None
+            and not answer.waiting
+            and self._playout.is_empty(answer.utterance)
+        )
+
+    def audio_sent(self, chunk_id: ChunkId, now: float) -> None:
+        chunk = self._playout.sent(chunk_id, now)
+        if chunk is not None and self._answer is not None:
+            self._answer.timeline.mark("first_sent", now)
+
+    def _show(self, answer: Answer, text: str) -> None:
+        previous = None
+        if not answer.shown:
+            item = Item(answer.item_id, "assistant", "", answer.order.modality, "in_progress")
+            previous = self._history.append(item)
+        answer.shown.append(text)
+        self._emit(TranscriptDelta(answer.response_id, answer.item_id, text, previous))
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def interrupt(self, now: float) -> bool:
+        """The user takes the floor. Returns whether an answer was cut of which no word had been heard."""
+        for cut, heard in self._playout.cut(now):
+            self._history.set_text(cut.item_id, heard.text, status="incomplete")
+        answer = self._answer
+        if answer is None:
+            return False
+        utterance = answer.utterance
+        if utterance.cut_s is None:  # else the client has said where it stopped
+            utterance.cut_s = utterance.played_s(now)
+        heard = utterance.heard(utterance.cut_s)
+        self.finish("interrupted", heard=heard if answer.order.modality == "audio" else None)
+        return not heard.text
+
+    def cancel(self) -> None:
+        """The client wants no more of it; what was sent goes on sounding, unless the client truncates it too."""
+        self.finish("client_cancelled")
+
+    def cancel_wish(self, response_id: ResponseId | None, event_id: str | None) -> None:
+        if self._answer is None or response_id not in (None, self._answer.response_id):
+            self._emit(
+                Refused(
+                    "response_cancel_not_active",
+                    "there is no such response under way",
+                    "response_id",
+                    event_id,
+                )
+            )
+            return
+        self.cancel()
+
+    def finish(self, outcome: Outcome, *, heard: Heard | None = None, failure: Failure | None = None) -> None:
+        answer = self._answer
+        assert answer is not None
+        self._answer = None
+        if outcome not in ("completed", "incomplete"):
+            self._emit(CancelWork(answer.response_id))
+            self._playout.drop(answer.utterance)
+        text = "".join(answer.shown)
+        said = text.strip() if answer.order.modality == "text" else answer.utterance.sent_text()
+        status: ItemStatus = "completed" if outcome == "completed" else "incomplete"
+        if answer.shown:
+            self._history.set_text(answer.item_id, said, status=status)
+        self._emit(
+            ResponseDone(
+                answer.response_id,
+                answer.item_id,
+                outcome,
+                text,
+                heard,
+                answer.usage,
+                answer.timeline.latency(),
+                failure,
+                answer.order.metadata,
+            )
+        )
+
+    def truncate(self, event: TruncationRequested, now: float) -> None:
+        """The client's own word on what was heard, up or down from the server's estimate, within what was sent."""
+        utterance = self._playout.utterance(event.item_id)
+        item = self._history.get(event.item_id)
+        if event.audio_end_ms < 0:
+            refusal = "invalid_value", "audio_end_ms cannot be negative", "audio_end_ms"
+        elif item is None:
+            refusal = "item_not_found", f"there is no item {event.item_id!r}", "item_id"
+        elif utterance is None or item.modality != "audio" or item.role != "assistant":
+            refusal = "item_not_truncatable", "only the agent's last spoken item can be truncated", "item_id"
+        else:
+            self._cut_at(utterance, event.audio_end_ms, now)
+            return
+        self._emit(Refused(*refusal, event.event_id))
+
+    def _cut_at(self, utterance: Utterance, end_ms: int, now: float) -> None:
+        sent_ms = round(utterance.sent_s * 1000)
+        end_ms = min(end_ms, sent_ms)
+        utterance.cut_s = utterance.sent_s if end_ms == sent_ms else end_ms / 1000
+        if self._answer is None:
+            self._playout.fall_silent(now)
+        self._history.set_text(utterance.item_id, utterance.sent_text(), status="incomplete")
+        self._emit(ItemTruncated(utterance.item_id, end_ms))
+
+    def close(self) -> None:
+        if self._answer is not None:
+            self._emit(CancelWork(self._answer.response_id))
+            self._answer = None

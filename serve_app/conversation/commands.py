@@ -1,0 +1,257 @@
+"""Commands: what a `Conversation` wants done, in order. The first group is work for the session's machines, the
+second are notices to the client, which `realtime.mapper` turns into wire events.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .events import (
+    ChunkId,
+    Failure,
+    ItemId,
+    Modality,
+    ResponseId,
+    Role,
+    SegmentId,
+    Settings,
+    TranscriptionId,
+    Usage,
+)
+from .timeline import TurnLatency
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    text: str
+
+
+# --- work -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribe:
+    """Transcribe the input from sample `start` to `stop` (16 kHz, counted since the session began)."""
+
+    transcription_id: TranscriptionId
+    start: int
+    stop: int
+    language: str | None
+    prompt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTranscription:
+    transcription_id: TranscriptionId
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    response_id: ResponseId
+    messages: tuple[Message, ...]
+    max_output_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesize:
+    response_id: ResponseId
+    segment_id: SegmentId
+    text: str
+    voice: str
+    speed: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelWork:
+    """Stop the generation and synthesis of the response and forget its unsent audio."""
+
+    response_id: ResponseId
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """Send this chunk now, then report `AudioSent`; no other `Play` comes before that."""
+
+    response_id: ResponseId
+    item_id: ItemId
+    chunk_id: ChunkId
+
+
+@dataclass(frozen=True, slots=True)
+class InsertSilence:
+    """The input stalled in the middle of speech: append so many zero samples to it and score them as silence."""
+
+    samples: int
+
+
+# --- notices to the client ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    item_id: ItemId
+    audio_start_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStopped:
+    item_id: ItemId
+    audio_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCommitted:
+    """The user's audio became an item; its transcript follows by `TranscriptCompleted` or `TranscriptFailed`."""
+
+    item_id: ItemId
+    previous_item_id: ItemId | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputCleared:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptCompleted:
+    item_id: ItemId
+    text: str
+    audio_s: float
+    """Length of the transcribed audio: what the wire's usage counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFailed:
+    item_id: ItemId
+    failure: Failure
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of the conversation as the client sees it."""
+
+    item_id: ItemId
+    role: Role
+    text: str
+    modality: Modality
+    """"audio": spoken, `text` is its transcript; "text": written."""
+    status: ItemStatus = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAdded:
+    """An item that the client created was put into the conversation."""
+
+    item: Item
+    previous_item_id: ItemId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemShown:
+    """The answer to `ItemRetrieved`."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRemoved:
+    item_id: ItemId
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTruncated:
+    item_id: ItemId
+    audio_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStarted:
+    response_id: ResponseId
+    item_id: ItemId
+    """The id that the response's item will have, should it get as far as a first word."""
+    modality: Modality
+    metadata: tuple[tuple[str, str], ...] = ()
+    voice: str = ""
+    max_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptDelta:
+    """Words of the answer: with modality "audio" it comes just before the `Play` of their first sound.
+
+    The first one of a response also means that its item has entered the conversation, behind `previous_item_id`.
+    """
+
+    response_id: ResponseId
+    item_id: ItemId
+    text: str
+    previous_item_id: ItemId | None = None
+
+
+Outcome = Literal["completed", "interrupted", "client_cancelled", "incomplete", "failed"]
+"""How a response ended. interrupted: by the user's speech; incomplete: the token limit cut it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What of an answer the user has heard, by the server's own estimate."""
+
+    text: str
+    audio_ms: int
+    is_estimated: bool
+    """True where the engine gave no word times and the words were laid out in proportion to their length."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseDone:
+    response_id: ResponseId
+    item_id: ItemId
+    outcome: Outcome
+    text: str
+    """All text whose delta was sent."""
+    heard: Heard | None
+    """Set when audio was interrupted; None otherwise."""
+    usage: Usage
+    latency: TurnLatency | None
+    """None when nothing was sent, or when the turn was not spoken."""
+    failure: Failure | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A wish that cannot be granted; the session goes on."""
+
+    code: str
+    message: str
+    param: str | None = None
+    event_id: str | None = None
+
+
+Work = Transcribe | CancelTranscription | Generate | Synthesize | CancelWork | Play | InsertSilence
+Notice = (
+    SettingsChanged
+    | SpeechStarted
+    | SpeechStopped
+    | TurnCommitted
+    | InputCleared
+    | TranscriptCompleted
+    | TranscriptFailed
+    | ItemAdded
+    | ItemShown
+    | ItemRemoved
+    | ItemTruncated
+    | ResponseStarted
+    | TranscriptDelta
+    | ResponseDone
+    | Refused
+)
+Command = Work | Notice

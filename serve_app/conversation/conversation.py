@@ -1,0 +1,309 @@
+"""Who has the floor: every decision of a voice conversation, as a synchronous state machine.
+
+Everything that affects the floor lives here and in the machines it owns: `Hearing` (the user's half), `Answering` (the
+agent's half), `History`. No clock, no I/O, no tasks, no randomness: facts come in through `handle` with the time at
+which they were learned, commands come out, and the same facts at the same times give the same commands, so a recorded
+conversation can be replayed. `now` is in seconds of any clock that does not go back.
+
+Theory of operation. `handle` lets the half that the fact is about take it in, then `_settle` lets everything go on
+that now can: the turns heard, the next transcription, the next segment, the next chunk, the next answer. News of work
+that is no longer wanted are dropped by their id inside the halves, so a cancelled engine is never waited for.
+
+Rules that must survive edits:
+- One answer at a time, and each ends in exactly one `ResponseDone`.
+- An answer is owed (`_is_owed`) from the moment words of the user are known until an answer starts; it is owed again
+  when an answer was cut of which nothing was heard. It is given as soon as no turn is open, none awaits its words, and
+  no answer is under way. So a cough that cancels an answer does not swallow it, and nothing is answered twice.
+- A wish of the client that cannot be granted is `Refused`, and nothing else changes.
+"""
+
+from typing import assert_never
+
+from .answering import Answering, Order
+from .commands import (
+    Command,
+    Item,
+    ItemAdded,
+    ItemRemoved,
+    ItemShown,
+    Refused,
+    SettingsChanged,
+    TranscriptCompleted,
+    TranscriptFailed,
+)
+from .events import (
+    AudioCleared,
+    AudioCommitted,
+    AudioSent,
+    CancelRequested,
+    Closed,
+    Event,
+    Fact,
+    Failure,
+    FrameScored,
+    GenerationFailed,
+    GenerationFinished,
+    ItemCreated,
+    ItemDeleted,
+    ItemId,
+    ItemRetrieved,
+    ResponseRequested,
+    SessionConfigured,
+    Settings,
+    SpeechSynthesized,
+    SynthesisFailed,
+    SynthesisFinished,
+    TokensGenerated,
+    TranscriptFinished,
+    TranscriptionFailed,
+    TruncationRequested,
+    Wish,
+)
+from .hearing import Hearing, TurnHeard
+from .history import ROOT, History
+from .interruption import AgentState, InterruptionPolicy, Verdict
+from .parameters import Ids, Parameters
+from .timeline import TurnTimeline
+from .turn_taking import INPUT_RATE, UserState
+
+
+class Conversation:
+    def __init__(self, parameters: Parameters, settings: Settings, *, name: str = "0") -> None:
+        """`name` makes the ids of items and responses unique; it should name the session."""
+        self._out: list[Command] = []
+        self._settings = settings
+        self._ids = Ids(name)
+        self.history = History()
+        self._hearing = Hearing(parameters, settings, self.history, self._ids, self._emit)
+        self._answering = Answering(parameters, self.history, self._ids, self._emit)
+        self._interruption = InterruptionPolicy(parameters.interruption_min_ms)
+        self._is_owed = False
+        self._requested: ResponseRequested | None = None
+        self._timeline = TurnTimeline()
+        """Of the turn that the next answer will answer."""
+        self._is_closed = False
+
+    # --- what it shows ----------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def user_state(self) -> UserState:
+        return self._hearing.user_state
+
+    def agent_state(self, now: float) -> AgentState:
+        if self._answering.is_audible(now):
+            return AgentState.SPEAKING
+        if self._answering.is_active or self._is_owed or self._hearing.is_awaiting_words:
+            return AgentState.THINKING
+        return AgentState.IDLE
+
+    def deadline(self) -> float | None:
+        """When `tick` must be called at the latest; None: not before the next fact."""
+        if self._is_closed:
+            return None
+        play, stall = self._answering.deadline, self._hearing.deadline
+        return play if stall is None else stall if play is None else min(play, stall)
+
+    # --- the two ways in --------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """What is to be done about `event`, in this order."""
+        if self._is_closed:
+            return []
+        match event:
+            case (
+                SessionConfigured()
+                | AudioCommitted()
+                | AudioCleared()
+                | ItemCreated()
+                | ItemDeleted()
+                | ItemRetrieved()
+                | TruncationRequested()
+                | ResponseRequested()
+                | CancelRequested()
+                | Closed()
+            ):
+                self._grant(event, now)
+            case _:
+                self._note(event, now)
+        self._settle(now)
+        return self._take()
+
+    def tick(self, now: float) -> list[Command]:
+        """What time alone brings. Calling it early or twice does nothing more."""
+        if self._is_closed:
+            return []
+        stall = self._hearing.deadline
+        if stall is not None and now >= stall:
+            self._hearing.insert_silence(now)
+        self._settle(now)
+        return self._take()
+
+    def _emit(self, command: Command) -> None:
+        self._out.append(command)
+
+    def _take(self) -> list[Command]:
+        out, self._out = self._out, []
+        return out
+
+    # --- facts ------------------------------------------------------------------------------------------------------
+
+    def _hear_frame(self, frame: FrameScored, now: float) -> None:
+        self._hearing.push(frame.samples, frame.speech_probability, now)
+        if self._hearing.wants_floor:
+            verdict = self._interruption.judge(self._hearing.speech, self.agent_state(now))
+            if verdict is Verdict.INTERRUPT:
+                self._give_floor(now)
+
+    def _give_floor(self, now: float) -> None:
+        """The user's speech becomes a turn; an answer under way is cut to what was heard of it."""
+        self._hearing.open_turn()
+        vad = self._settings.turn_detection
+        if vad is not None and vad.interrupt_response and self._answering.interrupt(now):
+            self._is_owed = vad.create_response and self.history.last_role() == "user"
+
+    def _note(self, fact: Fact, now: float) -> None:
+        match fact:
+            case FrameScored():
+                self._hear_frame(fact, now)
+            case TranscriptFinished(transcription_id, text):
+                self._hearing.transcript_finished(transcription_id, text, now)
+            case TranscriptionFailed(transcription_id, failure):
+                self._hearing.transcription_failed(transcription_id, failure)
+            case TokensGenerated(response_id, text):
+                self._answering.tokens_generated(response_id, text, now)
+            case GenerationFinished():
+                self._answering.generation_finished(fact, now)
+            case SpeechSynthesized():
+                self._answering.speech_synthesized(fact, now)
+            case SynthesisFinished(response_id, segment_id):
+                self._answering.synthesis_finished(response_id, segment_id)
+            case GenerationFailed(response_id, failure) | SynthesisFailed(response_id, _, failure):
+                self._answering.failed(response_id, failure)
+            case AudioSent(chunk_id):
+                self._answering.audio_sent(chunk_id, now)
+            case _:
+                assert_never(fact)
+
+    # --- going on ---------------------------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        for heard in self._hearing.take_heard():
+            self._hear_words(heard)
+        self._hearing.pump()
+        self._answering.advance(now)
+        if (self._is_owed or self._requested is not None) and self._may_answer():
+            self._start_answer()
+            self._answering.advance(now)
+
+    def _hear_words(self, heard: TurnHeard) -> None:
+        turn, result = heard.turn, heard.result
+        is_answered = (
+            self._settings.turn_detection is not None and self._settings.turn_detection.create_response
+        )
+        if isinstance(result, Failure):
+            self._emit(TranscriptFailed(turn.item_id, result))
+            if is_answered and not self._is_owed and not self._answering.is_active:
+                self._answering.refuse(self._order(ResponseRequested()), result)
+            return
+        self._emit(TranscriptCompleted(turn.item_id, result, (turn.stop - turn.start) / INPUT_RATE))
+        if turn.item_id not in self.history:
+            return
+        if result or self._is_owed:
+            self._timeline = turn.timeline
+        if not result:
+            self.history.remove(turn.item_id)
+            self._emit(ItemRemoved(turn.item_id))
+            return
+        self.history.set_text(turn.item_id, result)
+        self._is_owed |= is_answered
+
+    def _may_answer(self) -> bool:
+        if self._answering.is_active or self._hearing.is_awaiting_words:
+            return False
+        return self._requested is not None or not self._hearing.has_turn
+
+    def _start_answer(self) -> None:
+        order = self._order(self._requested or ResponseRequested())
+        self._is_owed, self._requested = False, None
+        timeline, self._timeline = self._timeline, TurnTimeline()
+        self._answering.start(order, timeline)
+
+    def _order(self, wish: ResponseRequested) -> Order:
+        settings = self._settings
+        return Order(
+            messages=self.history.messages(wish.instructions or settings.instructions),
+            modality=wish.modality or settings.modality,
+            voice=wish.voice or settings.voice,
+            speed=settings.speed,
+            max_output_tokens=wish.max_output_tokens or settings.max_output_tokens,
+            metadata=wish.metadata,
+        )
+
+    # --- wishes -----------------------------------------------------------------------------------------------------
+
+    def _grant(self, wish: Wish, now: float) -> None:
+        match wish:
+            case SessionConfigured(settings):
+                self._settings = settings
+                self._hearing.configure(settings)
+                self._emit(SettingsChanged(settings))
+            case AudioCommitted(event_id):
+                self._hearing.commit(event_id, now)
+            case AudioCleared():
+                self._hearing.clear()
+            case ItemCreated():
+                self._create_item(wish)
+            case ItemDeleted(item_id, event_id) | ItemRetrieved(item_id, event_id):
+                self._find_item(wish, item_id, event_id)
+            case TruncationRequested():
+                self._answering.truncate(wish, now)
+            case ResponseRequested():
+                self._request(wish)
+            case CancelRequested(response_id, event_id):
+                self._answering.cancel_wish(response_id, event_id)
+            case Closed():
+                self._hearing.close()
+                self._answering.close()
+                self._is_closed = True
+            case _:
+                assert_never(wish)
+
+    def _create_item(self, wish: ItemCreated) -> None:
+        item = Item(wish.item_id or self._ids.item(), wish.role, wish.text.strip(), "text")
+        if wish.item_id is not None and self._is_taken(wish.item_id):
+            self._emit(
+                Refused("item_id_taken", f"the id {wish.item_id!r} is taken", "item.id", wish.event_id)
+            )
+        elif wish.previous_item_id not in (None, ROOT) and wish.previous_item_id not in self.history:
+            self._emit(_not_found(wish.previous_item_id, "previous_item_id", wish.event_id))
+        else:
+            previous = self.history.append(item, wish.previous_item_id)
+            self._emit(ItemAdded(item, previous))
+
+    def _is_taken(self, item_id: ItemId) -> bool:
+        return item_id in self.history or item_id == ROOT or self._ids.is_reserved(item_id)
+
+    def _find_item(self, wish: ItemDeleted | ItemRetrieved, item_id: ItemId, event_id: str | None) -> None:
+        item = self.history.get(item_id)
+        if item is None:
+            self._emit(_not_found(item_id, "item_id", event_id))
+        elif isinstance(wish, ItemDeleted):
+            self.history.remove(item_id)
+            self._emit(ItemRemoved(item_id))
+        else:
+            self._emit(ItemShown(item))
+
+    def _request(self, wish: ResponseRequested) -> None:
+        if self._answering.is_active or self._requested is not None:
+            message = "a response is under way; cancel it or wait for response.done"
+            self._emit(Refused("conversation_already_has_active_response", message, None, wish.event_id))
+        else:
+            self._requested = wish
+
+
+def _not_found(item_id: ItemId | None, param: str, event_id: str | None) -> Refused:
+    return Refused("item_not_found", f"there is no item {item_id!r}", param, event_id)

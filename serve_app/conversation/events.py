@@ -1,0 +1,242 @@
+"""Facts: what has happened, told to a `Conversation` one at a time.
+
+Past tense, frozen, each with the id of what it is about. A fact about work that is no longer wanted is dropped by
+its id in `Conversation.handle`, so whoever reports facts never needs to ask whether they still matter.
+The second half are the client's wishes; each may carry the client's `event_id`, which a refusal quotes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+TranscriptionId = NewType("TranscriptionId", int)
+SegmentId = NewType("SegmentId", int)
+ChunkId = NewType("ChunkId", int)
+ItemId = NewType("ItemId", str)
+ResponseId = NewType("ResponseId", str)
+
+Role = Literal["system", "user", "assistant"]
+Modality = Literal["audio", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class WordTime:
+    """`text[start_char:end_char]` of a segment sounds from `start_s` to `end_s`, in seconds of that segment's audio."""
+
+    start_char: int
+    end_char: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage failed, in words for the client: `code` is machine-readable, `message` one sentence."""
+
+    stage: str
+    code: str
+    message: str
+    retryable: bool = True
+
+
+# --- facts of the machines ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FrameScored:
+    """A frame of the user's audio was scored by the detector; `samples` at 16 kHz."""
+
+    samples: int
+    speech_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFinished:
+    transcription_id: TranscriptionId
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensGenerated:
+    response_id: ResponseId
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFinished:
+    response_id: ResponseId
+    finish_reason: Literal["stop", "length"]
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechSynthesized:
+    """One chunk of a segment's audio is ready to be played; chunks of a segment come in order."""
+
+    response_id: ResponseId
+    segment_id: SegmentId
+    chunk_id: ChunkId
+    duration_s: float
+    words: tuple[WordTime, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisFinished:
+    response_id: ResponseId
+    segment_id: SegmentId
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSent:
+    """The chunk was handed to the socket."""
+
+    chunk_id: ChunkId
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionFailed:
+    transcription_id: TranscriptionId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFailed:
+    response_id: ResponseId
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisFailed:
+    response_id: ResponseId
+    segment_id: SegmentId
+    failure: Failure
+
+
+# --- the client's wishes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServerVad:
+    """How turns are taken when the server decides; `None` in `Settings` means that the client commits."""
+
+    threshold: float = 0.5
+    prefix_padding_ms: int = 300
+    silence_duration_ms: int = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a client may change about its session while it goes on."""
+
+    instructions: str = ""
+    modality: Modality = "audio"
+    turn_detection: ServerVad | None = ServerVad()
+    voice: str = ""
+    speed: float = 1.0
+    language: str | None = None
+    transcription_prompt: str | None = None
+    max_output_tokens: int | None = None
+    """None: as many as the configured sampling allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfigured:
+    settings: Settings
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioCommitted:
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioCleared:
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemCreated:
+    role: Role
+    text: str
+    item_id: ItemId | None = None
+    """The client's own id for the item; None: the conversation gives one."""
+    previous_item_id: ItemId | None = None
+    """None: at the end; "root": at the start; else behind that item."""
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDeleted:
+    item_id: ItemId
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRetrieved:
+    item_id: ItemId
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TruncationRequested:
+    item_id: ItemId
+    audio_end_ms: int
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRequested:
+    """`None` in a field: as the session's settings say."""
+
+    instructions: str | None = None
+    modality: Modality | None = None
+    voice: str | None = None
+    max_output_tokens: int | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    response_id: ResponseId | None = None
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The socket is gone or the session is ended by the server."""
+
+
+Fact = (
+    FrameScored
+    | TranscriptFinished
+    | TokensGenerated
+    | GenerationFinished
+    | SpeechSynthesized
+    | SynthesisFinished
+    | AudioSent
+    | TranscriptionFailed
+    | GenerationFailed
+    | SynthesisFailed
+)
+Wish = (
+    SessionConfigured
+    | AudioCommitted
+    | AudioCleared
+    | ItemCreated
+    | ItemDeleted
+    | ItemRetrieved
+    | TruncationRequested
+    | ResponseRequested
+    | CancelRequested
+    | Closed
+)
+Event = Fact | Wish

@@ -1,0 +1,318 @@
+"""The user's half: where a turn begins and ends, and what was said in it.
+
+Transcription starts at the first silence, ahead of the endpoint; if speech resumes it is dropped, if the silence holds
+its text is there already. One transcription is in flight at most; turns that were committed wait for theirs in order.
+Who may take the floor is decided in `conversation.py`: it calls `open_turn` when speech that wants the floor gets it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .commands import (
+    CancelTranscription,
+    Command,
+    InputCleared,
+    InsertSilence,
+    Item,
+    Refused,
+    SpeechStarted,
+    SpeechStopped,
+    Transcribe,
+    TurnCommitted,
+)
+from .events import Failure, ItemId, ServerVad, Settings, TranscriptionId
+from .history import History
+from .parameters import Ids, Parameters
+from .timeline import TurnTimeline
+from .turn_taking import INPUT_RATE, EndpointingPolicy, TurnDetector, TurnEdge, UserState, ms_of, samples_of
+
+MIN_COMMIT_MS = 100
+"""Less audio than this cannot be committed by the client; OpenAI's figure."""
+REALTIME_SLACK_S = 0.25
+"""A turn that came so much faster than it was spoken was not live: jitter of a network stays below."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One stretch of the user's speech, from its start (with padding) to its commit and its transcript."""
+
+    item_id: ItemId
+    start: int
+    stop: int = 0
+    began: tuple[float, int] = (0.0, 0)
+    """When speech was first recognised: on the wall clock and on the audio clock (samples)."""
+    is_committed: bool = False
+    transcript: str | None = None
+    has_failed: bool = False
+    """Its transcription has failed once."""
+    timeline: TurnTimeline = field(default_factory=TurnTimeline)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnHeard:
+    """A committed turn whose transcription has ended, in a text (perhaps empty) or in a failure."""
+
+    turn: Turn
+    result: str | Failure
+
+
+class Hearing:
+    def __init__(
+        self,
+        parameters: Parameters,
+        settings: Settings,
+        history: History,
+        ids: Ids,
+        emit: Callable[[Command], None],
+    ) -> None:
+        self._parameters = parameters
+        self._history = history
+        self._ids = ids
+        self._emit = emit
+        self._detector = TurnDetector(
+            threshold=0.5, speech_min_ms=parameters.speech_min_ms, pause_min_ms=parameters.pause_min_ms
+        )
+        self._max_turn = int(parameters.max_turn_s * INPUT_RATE)
+        self._turn: Turn | None = None
+        self._committed_to = 0
+        """Where the last turn ended: the next one takes nothing from before it."""
+        self._in_flight: tuple[TranscriptionId, Turn] | None = None
+        self._waiting: deque[Turn] = deque()
+        self._heard: list[TurnHeard] = []
+        self._last_frame_at = 0.0
+        self._last_speech_at = 0.0
+        self._speech_began = (0.0, 0)
+        self._endpointing = EndpointingPolicy(0)
+        self._vad: ServerVad | None = None
+        self.configure(settings)
+
+    # --- what it knows ----------------------------------------------------------------------------------------------
+
+    @property
+    def user_state(self) -> UserState:
+        return self._detector.state
+
+    @property
+    def has_turn(self) -> bool:
+        """The user has the floor."""
+        return self._turn is not None
+
+    @property
+    def wants_floor(self) -> bool:
+        """There is speech that has not been given a turn."""
+        return self._turn is None and self._detector.state is UserState.SPEAKING
+
+    @property
+    def speech(self) -> int:
+        """Samples of the speech under way."""
+        return self._detector.speech_end - self._detector.speech_start
+
+    @property
+    def is_awaiting_words(self) -> bool:
+        """A committed turn has no transcript yet."""
+        return bool(self._waiting) or (self._in_flight is not None and self._in_flight[1].is_committed)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the input counts as stalled, if no frame comes before."""
+        if self._vad is None or self._detector.state is UserState.SILENT:
+            return None
+        return self._last_frame_at + self._parameters.stall_s
+
+    def take_heard(self) -> list[TurnHeard]:
+        heard, self._heard = self._heard, []
+        return heard
+
+    # --- settings ---------------------------------------------------------------------------------------------------
+
+    def configure(self, settings: Settings) -> None:
+        self._settings = settings
+        vad = settings.turn_detection
+        if vad is not None:
+            self._detector.threshold = vad.threshold
+            self._endpointing = EndpointingPolicy(vad.silence_duration_ms)
+        elif self._vad is not None:  # from here on the client commits, beginning with the speech under way
+            self._committed_to = self._turn.start if self._turn else self._detector.position
+            self._forget_turn()
+        self._vad = vad
+
+    # --- audio ------------------------------------------------------------------------------------------------------
+
+    def push(self, samples: int, probability: float, now: float) -> None:
+        self._last_frame_at = now
+        if self._vad is None:
+            self._detector.skip(samples)
+            if self._detector.position - self._committed_to >= self._max_turn:
+                self._commit_buffer(now)
+            return
+        delay = self._endpointing.delay(self._turn.transcript if self._turn else None)
+        edge = self._detector.push(samples, probability, delay=delay)
+        if self._detector.is_speech:
+            self._last_speech_at = now
+        if edge is not None:
+            self._follow(edge, now)
+        if self._turn is not None and self._detector.position - self._turn.start >= self._max_turn:
+            self._end_turn(self._detector.position, now)
+
+    def _follow(self, edge: TurnEdge, now: float) -> None:
+        match edge:
+            case TurnEdge.STARTED:
+                self._speech_began = (now, self._detector.position)
+            case TurnEdge.RESUMED:
+                self._drop_draft_transcript()
+            case TurnEdge.ENDED:
+                if self._turn is not None:
+                    self._end_turn(self._speech_stop(), now)
+            case TurnEdge.PAUSED:
+                if self._turn is None:  # too short for the floor, and over: the next sound does not add to it
+                    self._detector.reset()
+
+    def _speech_stop(self) -> int:
+        """The end of the speech with a little of the silence behind it, so that no last consonant is lost."""
+        return min(
+            self._detector.speech_end + samples_of(self._parameters.pause_min_ms), self._detector.position
+        )
+
+    def open_turn(self) -> None:
+        """Give the floor to the speech under way."""
+        assert self._vad is not None
+        padded = self._detector.speech_start - samples_of(self._vad.prefix_padding_ms)
+        start = max(padded, self._committed_to, 0)
+        self._turn = Turn(self._ids.item(), start=start, began=self._speech_began)
+        self._emit(SpeechStarted(self._turn.item_id, ms_of(self._turn.start)))
+
+    def _end_turn(self, stop: int, now: float) -> None:
+        turn = self._turn
+        assert turn is not None
+        began_at, began_position = turn.began
+        spoken_s = (self._detector.position - began_position) / INPUT_RATE
+        turn.timeline.faster_than_realtime = now - began_at < spoken_s - REALTIME_SLACK_S
+        turn.timeline.mark("last_speech", self._last_speech_at)
+        self._emit(SpeechStopped(turn.item_id, ms_of(stop)))
+        self._detector.reset()
+        self._commit(turn, stop, now)
+
+    def _commit(self, turn: Turn, stop: int, now: float) -> None:
+        turn.stop, turn.is_committed = stop, True
+        turn.timeline.mark("endpoint", now)
+        self._turn, self._committed_to = None, stop
+        previous = self._history.append(Item(turn.item_id, "user", "", "audio"))
+        self._emit(TurnCommitted(turn.item_id, previous))
+        if turn.transcript is not None:
+            self._heard.append(TurnHeard(turn, turn.transcript))
+        elif self._in_flight is None or self._in_flight[1] is not turn:
+            self._waiting.append(turn)
+
+    def _commit_buffer(self, now: float) -> None:
+        turn = Turn(self._ids.item(), start=self._committed_to)
+        turn.timeline.mark("last_speech", now)
+        self._commit(turn, self._detector.position, now)
+
+    def commit(self, event_id: str | None, now: float) -> None:
+        """The client ends the turn."""
+        if self._vad is not None and self._turn is not None:
+            self._end_turn(self._detector.position, now)
+        elif self._vad is None and self._detector.position - self._committed_to >= samples_of(MIN_COMMIT_MS):
+            self._commit_buffer(now)
+        else:
+            self._emit(
+                Refused(
+                    "input_audio_buffer_commit_empty",
+                    f"there is no speech to commit: the buffer holds less than {MIN_COMMIT_MS} ms of it",
+                    event_id=event_id,
+                )
+            )
+
+    def clear(self) -> None:
+        """Forget the audio that is not committed."""
+        self._forget_turn()
+        self._committed_to = self._detector.position
+        self._emit(InputCleared())
+
+    def insert_silence(self, now: float) -> None:
+        """The input has stalled: ask for as much silence as ends the turn."""
+        self._last_frame_at = now
+        self._emit(InsertSilence(self._endpointing.delay(None)))
+
+    def _forget_turn(self) -> None:
+        self._drop_draft_transcript()
+        self._detector.reset()
+        self._turn = None
+
+    # --- transcription ----------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Start the transcription that is wanted next, if none is in flight."""
+        if self._in_flight is not None:
+            return
+        if self._waiting:
+            self._transcribe(self._waiting.popleft())
+        elif self._wants_draft_transcript():
+            assert self._turn is not None
+            self._turn.stop = self._speech_stop()
+            self._transcribe(self._turn)
+
+    def _wants_draft_transcript(self) -> bool:
+        return (
+            self._turn is not None
+            and self._detector.state is UserState.PAUSING
+            and self._parameters.transcribe_at_pause
+            and self._turn.transcript is None
+            and not self._turn.has_failed
+        )
+
+    def _transcribe(self, turn: Turn) -> None:
+        transcription_id = self._ids.transcription()
+        self._in_flight = (transcription_id, turn)
+        self._emit(
+            Transcribe(
+                transcription_id,
+                turn.start,
+                turn.stop,
+                self._settings.language,
+                self._settings.transcription_prompt,
+            )
+        )
+
+    def _drop_draft_transcript(self) -> None:
+        """Speech went on: what was transcribed of this turn is not all of it."""
+        turn = self._turn
+        if turn is None:
+            return
+        turn.transcript, turn.has_failed = None, False
+        if self._in_flight is not None and self._in_flight[1] is turn:
+            self._emit(CancelTranscription(self._in_flight[0]))
+            self._in_flight = None
+
+    def transcript_finished(self, transcription_id: TranscriptionId, text: str, now: float) -> None:
+        turn = self._take_in_flight(transcription_id)
+        if turn is None:
+            return
+        turn.timeline.cuts["transcript"] = now
+        turn.transcript = text.strip()
+        if turn.is_committed:
+            self._heard.append(TurnHeard(turn, turn.transcript))
+
+    def transcription_failed(self, transcription_id: TranscriptionId, failure: Failure) -> None:
+        """One more try for a committed turn; an early transcription that fails is left to the endpoint."""
+        turn = self._take_in_flight(transcription_id)
+        if turn is None:
+            return
+        is_final = turn.has_failed or not failure.retryable
+        turn.has_failed = True
+        if turn.is_committed and is_final:
+            self._heard.append(TurnHeard(turn, failure))
+        elif turn.is_committed:
+            self._waiting.appendleft(turn)
+
+    def _take_in_flight(self, transcription_id: TranscriptionId) -> Turn | None:
+        if self._in_flight is None or self._in_flight[0] != transcription_id:
+            return None
+        turn, self._in_flight = self._in_flight[1], None
+        return turn
+
+    def close(self) -> None:
+        if self._in_flight is not None:
+            self._emit(CancelTranscription(self._in_flight[0]))
+            self._in_flight = None

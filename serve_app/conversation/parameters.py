@@ -1,0 +1,54 @@
+"""What is tuned in a conversation, and the counters that name its parts."""
+
+from dataclasses import dataclass
+from itertools import count
+
+from .events import ItemId, ResponseId, SegmentId, TranscriptionId
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Set by the operator, the same for all sessions; what a client may change is in `events.Settings`."""
+
+    interruption_min_ms: int = 96
+    speech_min_ms: int = 64
+    """Shorter sounds never count as speech: two frames."""
+    pause_min_ms: int = 96
+    """The first silence: transcription begins here, ahead of the endpoint."""
+    transcribe_at_pause: bool = True
+    """False: transcription waits for the endpoint; for measuring what the early start is worth."""
+    max_turn_s: float = 60.0
+    stall_s: float = 1.0
+    """So long without audio in the middle of speech, and silence is put in its place."""
+    playout_lead_s: float = 0.3
+    synthesis_ahead_s: float = 8.0
+    """No further segment is synthesised while so much sound waits to be sent: an interruption throws it away."""
+
+
+class Ids:
+    """Names for items and responses, unique within the process if `name` is; numbers for the rest."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._items, self._responses, self._segments, self._transcriptions = (
+            count(1),
+            count(1),
+            count(1),
+            count(1),
+        )
+
+    def item(self) -> ItemId:
+        return ItemId(f"item_{self._name}_{next(self._items)}")
+
+    def is_reserved(self, item_id: ItemId) -> bool:
+        """True for an id that `item` has given, perhaps to an item that is not in the history yet, or may give."""
+        return item_id.startswith(f"item_{self._name}_")
+
+    def response(self) -> ResponseId:
+        return ResponseId(f"resp_{self._name}_{next(self._responses)}")
+
+    def segment(self) -> SegmentId:
+        return SegmentId(next(self._segments))
+
+    def transcription(self) -> TranscriptionId:
+        return TranscriptionId(next(self._transcriptions))
