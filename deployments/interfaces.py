@@ -1,0 +1,162 @@
+"""What an engine must offer: four small protocols, their value types and their errors.
+
+An engine raises `EngineError` and nothing else. When the task that awaits it is cancelled, the caller is released
+within 50 ms and no new forward pass starts; a forward that is under way may finish and holds its slot until then.
+Values cross process boundaries, so they are plain, frozen and small: audio is 16-bit PCM bytes, never float32.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TRANSCRIBER_RATE = 16_000
+"""Sample rate, in Hz, of all audio given to a detector or a transcriber."""
+
+DETECTOR_FRAME = 512
+"""Samples in one frame of the voice activity detector: 32 ms at 16 kHz."""
+
+Stage = Literal["vad", "stt", "llm", "tts"]
+Role = Literal["system", "user", "assistant"]
+
+
+class EngineError(Exception):
+    """An engine could not do what it was asked; the session goes on. `stage` and `engine` say which."""
+
+    code = "engine_error"
+
+    def __init__(self, message: str, *, stage: Stage, engine: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage: Stage = stage
+        self.engine = engine
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        """Keyword-only fields survive the pickling between replicas."""
+        return _rebuild_error, (type(self), self.message, self.stage, self.engine)
+
+    def __str__(self) -> str:
+        return f"{self.stage} ({self.engine}): {self.message}"
+
+
+class EngineBusy(EngineError):
+    """No room for the call now; it may succeed later or on another replica."""
+
+    code = "engine_busy"
+
+
+class EngineFailed(EngineError):
+    """The engine broke, hung or gave nothing; the call may be tried once more."""
+
+    code = "engine_failed"
+
+
+class BadRequest(EngineError):
+    """The call can never succeed as it is (over-long context, unknown voice); it is not retried."""
+
+    code = "engine_bad_request"
+
+
+def _rebuild_error(kind: type[EngineError], message: str, stage: Stage, engine: str) -> EngineError:
+    return kind(message, stage=stage, engine=engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    text: str
+    """What was said, stripped; empty for silence or noise."""
+    language: str | None = None
+    """ISO 639-1 code, where the engine knows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_p: float = 0.95
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """A piece of the answer. The last one of a stream carries `finish_reason`, and `usage` where it is known."""
+
+    text: str
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WordTime:
+    """When one word of a text is spoken: `text[start_char:end_char]` sounds from `start_s` to `end_s`.
+
+    Seconds count from the first sample of that synthesis call, over all its chunks.
+    """
+
+    start_char: int
+    end_char: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechChunk:
+    pcm: bytes
+    """16-bit little-endian mono."""
+    sample_rate: int
+    words: tuple[WordTime, ...] = ()
+    """Words that end in this chunk or become known with it; empty where the engine has no word times."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a person is told about the engine that serves a stage."""
+
+    stage: Stage
+    engine: str
+    model: str
+    reason: str = ""
+    """Why this engine runs, when it was chosen by `auto`."""
+    remedy: str = ""
+    """What to do for a better one; empty when the configured engine runs."""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class SpeechDetector(Protocol):
+    """The voice activity of one session; holds that session's recurrent state."""
+
+    def probability(self, frame: npt.NDArray[np.float32]) -> float:
+        """Probability in [0, 1] that `frame`, float32 (512,) at 16 kHz, holds speech. Frames must come in order."""
+        ...
+
+
+class Transcriber(Protocol):
+    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+        """The words in one utterance: `pcm` is 16-bit mono at 16 kHz; `prompt` is text that may come before it."""
+        ...
+
+
+class ChatModel(Protocol):
+    def generate(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> AsyncIterator[ChatDelta]:
+        """The answer to `messages`, streamed. Closing or cancelling the iterator stops the generation."""
+        ...
+
+
+class Synthesizer(Protocol):
+    def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
+        """`text` as speech, streamed. Raises BadRequest for a voice that the engine does not have."""
+        ...

@@ -1,0 +1,30 @@
+"""The language model as a Serve deployment: a thin shell around one engine."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from ray import serve
+
+from .engines import create
+from .interfaces import ChatDelta, ChatMessage, ChatModel, EngineInfo, Sampling
+from .options import LlmOptions
+from .replica import Replica, closing
+
+
+@serve.deployment(name="LanguageModel")
+class LanguageModel(Replica):
+    def __init__(self, options: LlmOptions, info: EngineInfo) -> None:
+        super().__init__(info)
+        self._engine: ChatModel = create(options)
+
+    async def generate(
+        self, messages: Sequence[ChatMessage], sampling: Sampling
+    ) -> AsyncGenerator[ChatDelta, None]:
+        with self.statistics.call():
+            async with closing(self._engine.generate(messages, sampling=sampling)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+
+def bind(options: LlmOptions, info: EngineInfo) -> Any:
+    return LanguageModel.bind(options, info)  # type: ignore[attr-defined]  # the decorator's type hides it
