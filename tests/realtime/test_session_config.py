@@ -1,0 +1,262 @@
+"""What an update changes, what it leaves alone, and what it is refused for."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from openai.types.realtime.realtime_session_create_request import RealtimeSessionCreateRequest
+from openai.types.realtime.realtime_session_create_response import RealtimeSessionCreateResponse
+from realtime.client_examples import SESSION
+
+from serve_app.conversation.events import ServerVad, Settings
+from serve_app.realtime.client_events import SessionUpdate
+from serve_app.realtime.codec import decode
+from serve_app.realtime.errors import ProtocolError
+from serve_app.realtime.session_config import AudioFormat, SessionConfig, apply_update, to_wire
+
+CURRENT = SessionConfig(
+    settings=Settings(
+        instructions="Be brief.",
+        turn_detection=ServerVad(threshold=0.7, silence_duration_ms=300),
+        voice="af_heart",
+        language="en",
+        transcription_prompt="Ray",
+        max_output_tokens=100,
+    ),
+    model="voice",
+    transcription_model="base.en",
+    default_vad=ServerVad(silence_duration_ms=700),
+)
+
+
+def updated(session: dict[str, Any], current: SessionConfig = CURRENT) -> SessionConfig:
+    event = decode(json.dumps({"type": "session.update", "event_id": "e1", "session": session}))
+    assert isinstance(event, SessionUpdate)
+    return apply_update(current, event)
+
+
+def audio_in(**fields: Any) -> dict[str, Any]:
+    return {"audio": {"input": fields}}
+
+
+def audio_out(**fields: Any) -> dict[str, Any]:
+    return {"audio": {"output": fields}}
+
+
+def server_vad(**fields: Any) -> dict[str, Any]:
+    return audio_in(turn_detection={"type": "server_vad", **fields})
+
+
+def with_settings(**fields: Any) -> SessionConfig:
+    return replace(CURRENT, settings=replace(CURRENT.settings, **fields))
+
+
+def test_the_laws_are_telephone_audio():
+    assert [each.rate for each in AudioFormat] == [24_000, 8_000, 8_000]
+    assert [each.sample_bytes for each in AudioFormat] == [2, 1, 1]
+
+
+def test_every_field_arrives():
+    config = updated(SESSION)
+    assert config.settings == Settings(
+        instructions="Be brief.",
+        modality="audio",
+        turn_detection=ServerVad(0.6, 200, 400, create_response=True, interrupt_response=False),
+        voice="af_heart",
+        speed=1.25,
+        language="en",
+        transcription_prompt="voice-serve, Ray",
+        max_output_tokens=None,
+    )
+    assert (config.input_format, config.output_format) == (AudioFormat.PCM, AudioFormat.PCMU)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], SessionConfig]] = {
+    "nothing": ({}, CURRENT),
+    "empty branches": ({"audio": {"input": {}, "output": {}}}, CURRENT),
+    "nulls": (
+        {
+            "instructions": None,
+            "output_modalities": None,
+            "audio": {
+                "input": {"format": None, "transcription": None},
+                "output": {"voice": None, "speed": None},
+            },
+        },
+        CURRENT,
+    ),
+    "empty instructions": ({"instructions": ""}, with_settings(instructions="")),
+    "text": ({"output_modalities": ["text"]}, with_settings(modality="text")),
+    "token limit": ({"max_output_tokens": 7}, with_settings(max_output_tokens=7)),
+    "no token limit": ({"max_output_tokens": "inf"}, with_settings(max_output_tokens=None)),
+    "null token limit": ({"max_output_tokens": None}, with_settings(max_output_tokens=None)),
+    "language": (audio_in(transcription={"language": "de"}), with_settings(language="de")),
+    "any language": (audio_in(transcription={"language": None}), with_settings(language=None)),
+    "no prompt": (audio_in(transcription={"prompt": None}), with_settings(transcription_prompt=None)),
+    "a model of OpenAI's": (audio_in(transcription={"model": "whisper-1"}), CURRENT),
+    "the client commits": (audio_in(turn_detection=None), with_settings(turn_detection=None)),
+    "one field of the detector": (
+        server_vad(threshold=0.4),
+        with_settings(turn_detection=ServerVad(threshold=0.4, silence_duration_ms=300)),
+    ),
+    "no field of the detector": (server_vad(threshold=None), CURRENT),
+    "input format": (
+        audio_in(format={"type": "audio/pcma"}),
+        replace(CURRENT, input_format=AudioFormat.PCMA),
+    ),
+    "voice": (audio_out(voice="bm_george"), with_settings(voice="bm_george")),
+    "speed": (audio_out(speed=1), with_settings(speed=1.0)),
+    "the same model": ({"model": "voice"}, CURRENT),
+    "a session sent back": ({"id": "sess_1", "object": "realtime.session", "expires_at": 1}, CURRENT),
+    "no tools, no choice": ({"tools": [], "tool_choice": "none", "parallel_tool_calls": False}, CURRENT),
+    "OpenAI's defaults": ({"truncation": "auto", "tracing": None, "include": [], "prompt": None}, CURRENT),
+}
+
+
+@pytest.mark.parametrize(("session", "expected"), CHANGES.values(), ids=CHANGES)
+def test_an_update_changes_what_it_names(session, expected):
+    assert updated({"type": "realtime", **session}) == expected
+
+
+def test_the_type_of_the_session_may_be_left_out():
+    assert updated({}) == CURRENT
+
+
+def test_server_vad_after_null_starts_from_the_deployments_defaults():
+    without = with_settings(turn_detection=None)
+    config = updated(server_vad(threshold=0.4), without)
+    assert config.settings.turn_detection == ServerVad(threshold=0.4, silence_duration_ms=700)
+
+
+def test_the_first_update_may_name_the_model_that_the_connection_did_not():
+    unnamed = replace(CURRENT, model="")
+    assert updated({"model": "gpt-realtime"}, unnamed).model == "gpt-realtime"
+    assert updated({}, unnamed).model == ""
+
+
+def test_a_voice_on_the_list_is_taken():
+    listed = replace(CURRENT, voices=frozenset({"af_heart", "bm_george"}))
+    assert updated(audio_out(voice="bm_george"), listed).settings.voice == "bm_george"
+
+
+IN, OUT = "session.audio.input", "session.audio.output"
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "transcription session": ({"type": "transcription"}, "not_supported", "session.type"),
+    "unknown session": ({"type": "translation"}, "invalid_value", "session.type"),
+    "another model": ({"model": "gpt-realtime"}, "invalid_value", "session.model"),
+    "both modalities": (
+        {"output_modalities": ["text", "audio"]},
+        "invalid_value",
+        "session.output_modalities",
+    ),
+    "no modality": ({"output_modalities": []}, "invalid_value", "session.output_modalities"),
+    "tools": ({"tools": [{"type": "function", "name": "f"}]}, "not_supported", "session.tools"),
+    "tools of no known shape": ({"tools": "all"}, "not_supported", "session.tools"),
+    "a forced tool": ({"tool_choice": "required"}, "not_supported", "session.tool_choice"),
+    "a named tool": (
+        {"tool_choice": {"type": "function", "name": "f"}},
+        "not_supported",
+        "session.tool_choice",
+    ),
+    "truncation": ({"truncation": "disabled"}, "not_supported", "session.truncation"),
+    "retention": (
+        {"truncation": {"type": "retention_ratio", "retention_ratio": 0.8}},
+        "not_supported",
+        "session.truncation",
+    ),
+    "tracing": ({"tracing": "auto"}, "not_supported", "session.tracing"),
+    "log probabilities": (
+        {"include": ["item.input_audio_transcription.logprobs"]},
+        "not_supported",
+        "session.include",
+    ),
+    "prompt template": ({"prompt": {"id": "p"}}, "not_supported", "session.prompt"),
+    "reasoning": ({"reasoning": {"effort": "low"}}, "not_supported", "session.reasoning"),
+    "temperature": ({"temperature": 0.8}, "not_supported", "session.temperature"),
+    "a name of the beta": ({"voice": "alloy"}, "unknown_parameter", "session.voice"),
+    "turn detection of the beta": ({"turn_detection": None}, "unknown_parameter", "session.turn_detection"),
+    "semantic_vad": (
+        audio_in(turn_detection={"type": "semantic_vad", "eagerness": "auto"}),
+        "not_supported",
+        f"{IN}.turn_detection.type",
+    ),
+    "unknown detector": (
+        audio_in(turn_detection={"type": "vad"}),
+        "invalid_value",
+        f"{IN}.turn_detection.type",
+    ),
+    "idle timeout": (
+        server_vad(idle_timeout_ms=6000),
+        "not_supported",
+        f"{IN}.turn_detection.idle_timeout_ms",
+    ),
+    "noise reduction": (
+        audio_in(noise_reduction={"type": "near_field"}),
+        "not_supported",
+        f"{IN}.noise_reduction",
+    ),
+    "several languages": (
+        audio_in(transcription={"languages": ["en", "de"]}),
+        "not_supported",
+        f"{IN}.transcription.languages",
+    ),
+    "keywords": (
+        audio_in(transcription={"keywords": ["Ray"]}),
+        "not_supported",
+        f"{IN}.transcription.keywords",
+    ),
+    "a format not offered": (audio_in(format={"type": "audio/opus"}), "invalid_value", f"{IN}.format.type"),
+    "a rate not offered": (
+        audio_in(format={"type": "audio/pcm", "rate": 16000}),
+        "invalid_value",
+        f"{IN}.format.rate",
+    ),
+    "an output format not offered": (
+        audio_out(format={"type": "audio/mpeg"}),
+        "invalid_value",
+        f"{OUT}.format.type",
+    ),
+    "a voice not on the list": (audio_out(voice="alloy"), "invalid_value", f"{OUT}.voice"),
+}
+
+
+@pytest.mark.parametrize(("session", "code", "param"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_done_is_refused_by_name(session, code, param):
+    listed = replace(CURRENT, voices=frozenset({"af_heart"}))
+    with pytest.raises(ProtocolError) as caught:
+        updated({"instructions": "changed", **session}, listed)
+    error = caught.value
+    assert (error.code, error.param, error.event_id) == (code, param, "e1")
+    assert error.message
+
+
+CONFIGS = [
+    CURRENT,
+    SessionConfig(),
+    with_settings(turn_detection=None, modality="text", max_output_tokens=None, language=None),
+    replace(CURRENT, input_format=AudioFormat.PCMU, output_format=AudioFormat.PCMA),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("sdk", [RealtimeSessionCreateRequest, RealtimeSessionCreateResponse])
+def test_the_session_shown_is_one_of_the_sdks(config, sdk):
+    sdk.model_validate(to_wire(config, "sess_1"))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_session_shown_sent_back_changes_nothing(config):
+    assert updated(to_wire(config, "sess_1"), config) == config
+
+
+def test_the_session_shown_names_what_is_in_force():
+    shown: Any = to_wire(with_settings(speed=1.5), "sess_1")
+    assert (shown["id"], shown["model"], shown["max_output_tokens"]) == ("sess_1", "voice", 100)
+    assert shown["audio"]["input"]["transcription"] == {"model": "base.en", "language": "en", "prompt": "Ray"}
+    assert shown["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 300
+    assert shown["audio"]["output"] == {
+        "format": {"type": "audio/pcm", "rate": 24000},
+        "voice": "af_heart",
+        "speed": 1.5,
+    }

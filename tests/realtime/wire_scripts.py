@@ -1,0 +1,144 @@
+"""Notices as a conversation gives them, and what a mapper makes of them: material of the wire's tests."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.conversation.commands import (
+    Heard,
+    InputCleared,
+    Item,
+    ItemAdded,
+    ItemRemoved,
+    ItemShown,
+    ItemTruncated,
+    Notice,
+    Refused,
+    ResponseDone,
+    ResponseStarted,
+    SettingsChanged,
+    SpeechStarted,
+    SpeechStopped,
+    TranscriptCompleted,
+    TranscriptDelta,
+    TranscriptFailed,
+    TurnCommitted,
+)
+from serve_app.conversation.events import Failure, ItemId, ResponseId, Settings, Usage
+from serve_app.conversation.timeline import TurnLatency
+from serve_app.realtime.mapper import Mapper
+from serve_app.realtime.session_config import SessionConfig
+
+USER, ANSWER, RESPONSE = ItemId("item_1"), ItemId("item_2"), ResponseId("resp_1")
+CONFIG = SessionConfig(
+    settings=Settings(instructions="Be brief.", voice="af_heart"),
+    model="voice",
+    transcription_model="base.en",
+)
+LATENCY = TurnLatency(0.5, 0.0, 0.12, 0.04, 0.09, 0.003)
+BUSY = Failure(stage="llm", code="engine_busy", message="The language model is at its limit.")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Audio of the answer, given to `Mapper.audio_delta` where it stands among the notices."""
+
+    encoded: bytes = bytes(960)
+
+
+def user_turn(item_id: ItemId = USER, previous: ItemId | None = None) -> list[Notice]:
+    return [
+        SpeechStarted(item_id, 320),
+        SpeechStopped(item_id, 1820),
+        TurnCommitted(item_id, previous),
+        TranscriptCompleted(item_id, "What time is it?", 1.5),
+    ]
+
+
+def started(modality: str = "audio", **fields: Any) -> ResponseStarted:
+    return ResponseStarted(RESPONSE, ANSWER, modality, voice="af_heart", **fields)
+
+
+def words(text: str) -> TranscriptDelta:
+    return TranscriptDelta(RESPONSE, ANSWER, text, USER)
+
+
+def done(outcome: str = "completed", text: str = "", **fields: Any) -> ResponseDone:
+    fields = {"heard": None, "usage": Usage(31, 7), "latency": None} | fields
+    return ResponseDone(RESPONSE, ANSWER, outcome, text, **fields)
+
+
+def spoken_answer(end: ResponseDone) -> list[Notice | Chunk]:
+    return [started(), words("It is "), Chunk(), Chunk(), words("noon."), Chunk(), end]
+
+
+HEARD = Heard("It is", 420, is_estimated=False)
+CONVERSATIONS: dict[str, list[Notice | Chunk]] = {
+    "spoken turn": [*user_turn(), *spoken_answer(done(text="It is noon.", latency=LATENCY))],
+    "text turn": [
+        ItemAdded(Item(USER, "user", "What time is it?", "text"), None),
+        started("text"),
+        words("It is "),
+        words("noon."),
+        done(text="It is noon."),
+    ],
+    "barge-in": [
+        *user_turn(),
+        started(metadata=(("client_event_id", "a"),)),
+        words("It is "),
+        Chunk(),
+        SpeechStarted(ItemId("item_3"), 4000),
+        done("interrupted", "It is ", heard=HEARD, metadata=(("client_event_id", "a"),)),
+        ItemTruncated(ANSWER, 420),
+        ItemShown(Item(ANSWER, "assistant", "It is", "audio", "incomplete")),
+        SpeechStopped(ItemId("item_3"), 5000),
+        TurnCommitted(ItemId("item_3"), ANSWER),
+    ],
+    "barge-in before the first word": [
+        *user_turn(),
+        started(),
+        SpeechStarted(ItemId("item_3"), 2900),
+        done("interrupted"),
+    ],
+    "cancelled by the client": [*user_turn(), *spoken_answer(done("client_cancelled", "It is noon."))],
+    "cut by the token limit": [*user_turn(), *spoken_answer(done("incomplete", "It is noon."))],
+    "failed": [*user_turn(), started(), done("failed", failure=BUSY)],
+    "failed half-way": [*user_turn(), started("text"), words("It is"), done("failed", "It is", failure=BUSY)],
+    "nothing was said": [
+        SpeechStarted(USER, 0),
+        SpeechStopped(USER, 900),
+        TurnCommitted(USER, None),
+        TranscriptCompleted(USER, "", 0.9),
+        ItemRemoved(USER),
+    ],
+    "not transcribed": [SpeechStarted(USER, 0), TurnCommitted(USER, None), TranscriptFailed(USER, BUSY)],
+    "small talk": [
+        SettingsChanged(Settings(turn_detection=None, max_output_tokens=90, language="de")),
+        SpeechStarted(USER, 0),
+        InputCleared(),
+        Refused("item_not_found", "There is no item 'x'.", "item_id", "e1"),
+        ItemAdded(Item(ItemId("s"), "system", "You are a clock.", "text"), None),
+        ItemAdded(Item(ItemId("a"), "assistant", "Hello.", "text"), ItemId("s")),
+        TurnCommitted(USER, ItemId("a")),
+        ItemShown(Item(USER, "user", "What time is it?", "audio")),
+    ],
+}
+
+
+def play(
+    script: Iterable[Notice | Chunk], mapper: Mapper | None = None, *, with_created: bool = True
+) -> list[dict[str, Any]]:
+    """All events of the script as a client reads them."""
+    mapper = mapper or Mapper("sess_1", CONFIG)
+    sent: list[Any] = [mapper.session_created()] if with_created else []
+    for step in script:
+        if isinstance(step, Chunk):
+            sent.append(json.loads(mapper.audio_delta(RESPONSE, ANSWER, step.encoded)))
+        else:
+            sent.extend(mapper.events(step))
+    return json.loads(json.dumps(sent))
+
+
+def kinds(events: Iterable[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events]
