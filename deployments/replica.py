@@ -1,6 +1,7 @@
 """What all engine replicas have in common: they count their calls and can say what they run."""
 
 import logging
+import os
 import resource
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -38,7 +39,7 @@ class Replica:
         return replace(self._info, details={"loaded": loaded, "peak_rss_mb": str(peak_kb // 1024)})
 
     async def stats(self) -> dict[str, float]:
-        return self.statistics.snapshot()
+        return self.statistics.snapshot() | {"pid": os.getpid()}
 
 
 def closing(stream: AsyncIterator[T]) -> AbstractAsyncContextManager[AsyncGenerator[T, None]]:

@@ -58,10 +58,29 @@ class SessionConfig:
     """The name of the engine that transcribes, shown to the client."""
     voices: frozenset[str] | None = None
     """The voices that a client may choose; None: any name, the engine decides."""
+    default_voice: str = ""
+    """Speaks where a client names one of OpenAI's voices."""
     default_vad: ServerVad = field(default_factory=ServerVad)
     """What `server_vad` starts from after `turn_detection` was null."""
 
 
+OPENAI_VOICES = frozenset(
+    [
+        "alloy",
+        "ash",
+        "ballad",
+        "cedar",
+        "coral",
+        "echo",
+        "fable",
+        "marin",
+        "nova",
+        "onyx",
+        "sage",
+        "shimmer",
+        "verse",
+    ]
+)
 BETA_SESSION_FIELDS = {
     "modalities": "output_modalities",
     "voice": "audio.output.voice",
@@ -156,6 +175,12 @@ def format_of(format: Format, param: str) -> AudioFormat:
 
 
 def check_voice(config: SessionConfig, voice: str, param: str) -> str:
+    """The voice that will speak: the one named, or for one of OpenAI's, which clients send by default, this server's.
+
+    The answer shows which. Raises: ProtocolError for any other voice that the engine does not have.
+    """
+    if voice in OPENAI_VOICES and config.default_voice and voice not in (config.voices or ()):
+        return config.default_voice
     if config.voices is not None and voice not in config.voices:
         names = ", ".join(sorted(config.voices)[:40])
         raise ProtocolError("invalid_value", f"Invalid '{param}': the voices are {names}.", param)

@@ -13,7 +13,7 @@ from serve_app.conversation.events import ServerVad, Settings
 from serve_app.realtime.client_events import SessionUpdate
 from serve_app.realtime.codec import decode
 from serve_app.realtime.errors import ProtocolError
-from serve_app.realtime.session_config import AudioFormat, SessionConfig, apply_update, to_wire
+from serve_app.realtime.session_config import AudioFormat, SessionConfig, apply_update, check_voice, to_wire
 
 CURRENT = SessionConfig(
     settings=Settings(
@@ -260,3 +260,11 @@ def test_the_session_shown_names_what_is_in_force():
         "voice": "af_heart",
         "speed": 1.5,
     }
+
+
+def test_one_of_openais_voices_is_spoken_by_the_servers_own() -> None:
+    config = SessionConfig(voices=frozenset({"af_heart", "echo"}), default_voice="af_heart")
+    assert check_voice(config, "marin", "voice") == "af_heart"
+    assert check_voice(config, "echo", "voice") == "echo"
+    with pytest.raises(ProtocolError):
+        check_voice(config, "nobody", "voice")

@@ -1,0 +1,190 @@
+"""The configuration: one frozen tree, validated once when the application is built, passed down by value.
+
+The environment is read here and nowhere else. An unknown key is refused with its path and the nearest valid name.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deployments.options import LlmOptions, SttOptions, TtsOptions
+
+from .conversation.events import ServerVad
+from .conversation.parameters import Parameters
+
+DEFAULT_CONFIG = Path("config.yaml")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and what to write instead."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TurnTaking(_Section):
+    """When the user's turn begins and ends, and when speech takes the floor. Clients may override the first three."""
+
+    threshold: float = Field(default=0.5, ge=0.05, le=0.95)
+    """Probability from which a frame counts as speech (Silero's own default)."""
+    prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
+    silence_duration_ms: int = Field(default=500, ge=100, le=5000)
+    """Silence that ends a turn."""
+    interruption_min_ms: int = Field(default=96, ge=32, le=2000)
+    """Speech over the agent that interrupts it; three frames of 32 ms."""
+    speech_min_ms: int = Field(default=64, ge=32, le=1000)
+    """Sounds shorter than this are no speech."""
+    pause_min_ms: int = Field(default=96, ge=32, le=1000)
+    """The first silence, at which transcription starts ahead of the endpoint."""
+    transcribe_at_pause: bool = True
+    max_turn_s: float = Field(default=60, ge=1, le=300)
+    """A turn is committed at this length whatever is being said."""
+
+
+class Playout(_Section):
+    lead_ms: int = Field(default=300, ge=40, le=5000)
+    """How far ahead of real time audio is sent: covers jitter of the network, costs nothing in latency."""
+    chunk_ms: int = Field(default=80, ge=40, le=100)
+
+
+class Timeouts(_Section):
+    """Seconds that a stage may take; a call that exceeds them is tried once more if nothing of it was sent."""
+
+    stt_s: float = Field(default=8, gt=0)
+    llm_first_token_s: float = Field(default=10, gt=0)
+    llm_gap_s: float = Field(default=5, gt=0)
+    """Between two tokens."""
+    tts_first_audio_s: float = Field(default=8, gt=0)
+    tts_gap_s: float = Field(default=8, gt=0)
+    """Between two chunks."""
+    send_s: float = Field(default=10, gt=0)
+    """A client that has not taken an event for so long is disconnected."""
+
+
+class Limits(_Section):
+    max_sessions_per_replica: int = Field(default=8, ge=1)
+    """Further callers are accepted and closed with 1013 and a sentence."""
+    max_session_s: float = Field(default=3600, gt=0)
+    idle_timeout_s: float = Field(default=300, gt=0)
+    """Without any event from the client."""
+    max_outbox_bytes: int = Field(default=4 * 1024 * 1024, ge=64 * 1024)
+    """Unsent events of one session; a client that reads too slowly for it is disconnected."""
+    input_backlog_s: float = Field(default=120, gt=0)
+    """How far a client's audio may run ahead of real time."""
+
+
+class Access(_Section):
+    auth: Literal["api_keys", "none"] = "api_keys"
+    """none: anyone who can reach the server may use it, also beyond loopback."""
+    api_keys_env: str = "VOICE_SERVE_API_KEYS"
+    """Environment variable with the accepted keys, separated by commas; while it is unset no key is asked for."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of pages that browsers may connect from, besides the server's own; "*" for all."""
+
+
+class Config(_Section):
+    """`applications[].args` of the Serve config."""
+
+    stt: SttOptions = SttOptions()
+    llm: LlmOptions = LlmOptions()
+    tts: TtsOptions = TtsOptions()
+    turn_taking: TurnTaking = TurnTaking()
+    playout: Playout = Playout()
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    access: Access = Access()
+
+    @classmethod
+    def parse(cls, args: Mapping[str, Any]) -> Self:
+        """Raises ConfigError with the path of every wrong key and, for an unknown one, the nearest valid name."""
+        try:
+            return cls.model_validate(dict(args))
+        except ValidationError as error:
+            problems = [_explain(cls, e["loc"], e["type"], e["msg"]) for e in error.errors()]
+            raise ConfigError("the configuration has errors:\n  " + "\n  ".join(problems)) from None
+
+    def server_vad(self) -> ServerVad:
+        turns = self.turn_taking
+        return ServerVad(turns.threshold, turns.prefix_padding_ms, turns.silence_duration_ms)
+
+    def parameters(self) -> Parameters:
+        turns = self.turn_taking
+        return Parameters(
+            interruption_min_ms=turns.interruption_min_ms,
+            speech_min_ms=turns.speech_min_ms,
+            pause_min_ms=turns.pause_min_ms,
+            transcribe_at_pause=turns.transcribe_at_pause,
+            max_turn_s=turns.max_turn_s,
+            playout_lead_s=self.playout.lead_ms / 1000,
+        )
+
+
+def read(path: Path) -> Config:
+    """The `args` of the voice application in a Serve config file. Raises ConfigError."""
+    document = read_document(path)
+    applications = document.get("applications") or []
+    for application in applications:
+        if application.get("import_path") == "serve_app.app:build":
+            return Config.parse(application.get("args") or {})
+    raise ConfigError(f"{path}: no application with import_path serve_app.app:build")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: not a Serve config: a mapping with 'applications' is expected")
+    return document
+
+
+def api_keys(access: Access) -> frozenset[str]:
+    """The keys that callers must show one of; empty: none is asked for."""
+    value = os.environ.get(access.api_keys_env, "")
+    return frozenset(key.strip() for key in value.split(",") if key.strip())
+
+
+def with_secrets(options: LlmOptions) -> LlmOptions:
+    """Fills in the key of a remote model. Raises ConfigError if its variable is named and not set."""
+    if not options.api_key_env:
+        return options
+    key = os.environ.get(options.api_key_env)
+    if not key:
+        raise ConfigError(f"llm.api_key_env: the environment variable {options.api_key_env} is not set")
+    return replace(options, api_key=key)
+
+
+def client_api_key() -> str:
+    """The key that `voice-serve talk` shows, unless told otherwise."""
+    keys = os.environ.get("VOICE_SERVE_API_KEY") or os.environ.get("VOICE_SERVE_API_KEYS", "")
+    return keys.split(",")[0].strip()
+
+
+def _explain(root: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    path = ".".join(str(part) for part in loc)
+    if kind not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{path}: {message}"
+    known = _names_at(root, loc[:-1])
+    nearest = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(known)}"
+    return f"{path}: unknown key; {hint}"
+
+
+def _names_at(root: type[Any], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `path` knows."""
+    section = root
+    for part in path:
+        section = get_type_hints(section).get(str(part), section)
+    if is_dataclass(section):
+        return [f.name for f in fields(section) if f.repr]
+    return list(section.model_fields) if issubclass(section, BaseModel) else []

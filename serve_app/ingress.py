@@ -1,0 +1,390 @@
+"""The front door: routes, admission, authentication, health; one `Session` a socket.
+
+`VoiceServer` is the whole of it, free of Ray, so that tests run it in memory over any engines. `Ingress` at the end
+puts it behind Ray Serve with the clients of the engine deployments.
+
+A caller who cannot be served is accepted first and then closed with a code and a sentence: browsers show neither a
+refused handshake's status nor its text.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from deployments.interfaces import EngineInfo, Sampling, SpeechDetector
+
+from .config import Access, Config
+from .conversation.commands import Refused
+from .conversation.events import Settings
+from .observability import Metrics, TurnObserver, process_figures, unix_time
+from .realtime import codec
+from .realtime.mapper import Mapper
+from .realtime.session_config import SessionConfig
+from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber
+from .session.session import Observer, Session, SessionOptions
+from .session.stages import Engines, TimeLimits
+from .session.transport import ConnectionLost
+
+log = logging.getLogger("voice_serve.ingress")
+
+STATIC = Path(__file__).parent / "static"
+MODEL_NAME = "voice-serve"
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+"""How a browser, which cannot set headers on a WebSocket, shows its key to an OpenAI Realtime server."""
+CLOSE_S = 1.0
+CSP = "default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; img-src 'self' data:; worker-src 'self' blob:"
+
+StageStatus = EngineInfo | str
+"""What serves a stage, or why it cannot serve now."""
+
+
+class SocketTransport:
+    """An accepted Starlette WebSocket as a session's transport."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+
+    async def receive(self) -> str | bytes:
+        try:
+            message = await self._socket.receive()
+        except (WebSocketDisconnect, RuntimeError) as error:  # RuntimeError: receive after a disconnect
+            raise ConnectionLost from error
+        if message["type"] == "websocket.disconnect":
+            raise ConnectionLost
+        text: str | None = message.get("text")
+        data: bytes = message.get("bytes") or b""
+        return data if text is None else text
+
+    async def send(self, text: str) -> None:
+        try:
+            await self._socket.send({"type": "websocket.send", "text": text})
+        except (WebSocketDisconnect, RuntimeError, OSError) as error:  # RuntimeError: send after close
+            raise ConnectionLost from error
+
+    async def close(self, code: int, reason: str) -> None:
+        short = reason.encode()[:123].decode(errors="ignore")
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close(code, short)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+            log.debug("peer was gone before the close")
+
+
+class VoiceServer:
+    """All that one ingress process serves."""
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Engines,
+        *,
+        api_keys: frozenset[str] = frozenset(),
+        health: Callable[[], Awaitable[Mapping[str, StageStatus]]],
+        voices: Callable[[], Awaitable[Sequence[str]]],
+        observer: Observer | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._config = config
+        self._engines = engines
+        self._api_keys = api_keys
+        self._health = health
+        self._list_voices = voices
+        self._observer = observer or TurnObserver(metrics)
+        self._metrics = metrics
+        self._options = session_options(config)
+        self._sessions: set[str] = set()
+        self._voices: frozenset[str] | None = None
+
+    @property
+    def session_count(self) -> int:
+        return len(self._sessions)
+
+    # --- the socket -------------------------------------------------------------------------------------------------
+
+    async def realtime(self, socket: WebSocket) -> None:
+        """`/v1/realtime`: from the handshake to the close."""
+        offered = socket.scope.get("subprotocols", [])
+        await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
+        transport = SocketTransport(socket)
+        refusal = self._refusal(socket)
+        if refusal is not None:
+            await self._refuse(transport, *refusal)
+            return
+        session_id = uuid4().hex[:16]
+        self._sessions.add(session_id)
+        self._count()
+        try:
+            session = Session(
+                session_id,
+                transport,
+                self._engines,
+                await self._session_config(socket),
+                self._options,
+                self._observer,
+            )
+            ending = await session.run()
+            log.info(
+                "session ended", extra={"session": session_id, "code": ending.code, "reason": ending.reason}
+            )
+        finally:
+            self._sessions.discard(session_id)
+            self._count()
+
+    def _refusal(self, socket: WebSocket) -> tuple[int, str, str] | None:
+        """(close code, error code, sentence) for a caller who cannot be served."""
+        headers = socket.headers
+        if not is_origin_allowed(headers.get("origin"), headers.get("host"), self._config.access):
+            return (
+                1008,
+                "origin_not_allowed",
+                "pages of this origin may not connect; see access.allowed_origins",
+            )
+        if not self.is_authorized(shown_keys(headers, socket.scope.get("subprotocols", []))):
+            return (
+                1008,
+                "invalid_api_key",
+                "a valid API key is needed: Authorization: Bearer, or the subprotocol",
+            )
+        if socket.query_params.get("intent") == "transcription":
+            return (
+                1008,
+                "not_supported",
+                "sessions that only transcribe (intent=transcription) are not offered",
+            )
+        limit = self._config.limits.max_sessions_per_replica
+        if len(self._sessions) >= limit:
+            return (
+                1013,
+                "server_full",
+                f"the server is full ({limit} sessions a replica); try again in a moment",
+            )
+        return None
+
+    async def _refuse(self, transport: SocketTransport, code: int, error_code: str, sentence: str) -> None:
+        if self._metrics is not None:
+            self._metrics.refused(error_code)
+        log.info("caller refused", extra={"code": code, "error_code": error_code})
+        [refusal] = Mapper("refused", SessionConfig()).events(Refused(error_code, sentence))
+        try:
+            await transport.send(codec.encode(refusal))
+        except ConnectionLost:
+            return
+        await transport.close(code, sentence)
+
+    async def _session_config(self, socket: WebSocket) -> SessionConfig:
+        config = self._config
+        settings = Settings(
+            instructions=config.llm.system_prompt,
+            turn_detection=config.server_vad(),
+            voice=config.tts.voice,
+            speed=config.tts.speed,
+            language=config.stt.language,
+        )
+        return SessionConfig(
+            settings=settings,
+            model=socket.query_params.get("model", MODEL_NAME)[:256],
+            transcription_model=config.stt.engine,
+            voices=await self.voices(),
+            default_voice=config.tts.voice,
+            default_vad=config.server_vad(),
+        )
+
+    async def voices(self) -> frozenset[str] | None:
+        """The voices a client may name, asked for once; None while the voice's deployment cannot say."""
+        if self._voices is None:
+            try:
+                names = await self._list_voices()
+            except (TimeoutError, OSError, RuntimeError) as error:
+                log.warning("the voices are not known yet", extra={"error": str(error)})
+                return None
+            self._voices = frozenset([*names, self._config.tts.voice]) if names else None
+        return self._voices
+
+    def _count(self) -> None:
+        if self._metrics is not None:
+            self._metrics.sessions(len(self._sessions))
+
+    def is_authorized(self, shown: Sequence[str]) -> bool:
+        if not self._api_keys:
+            return True
+        return any(hmac.compare_digest(a.encode(), b.encode()) for a in shown for b in self._api_keys)
+
+    # --- over HTTP --------------------------------------------------------------------------------------------------
+
+    async def ready(self) -> Response:
+        status = await self._health()
+        broken = {stage: why for stage, why in status.items() if isinstance(why, str)}
+        return JSONResponse({"ready": not broken, "stages": broken}, status_code=503 if broken else 200)
+
+    async def models(self) -> dict[str, object]:
+        """OpenAI's list of models, with what serves each stage and, for a fallback, why and what to do."""
+        stages = [
+            {"stage": s.stage, "engine": s.engine, "model": s.model, "reason": s.reason, "remedy": s.remedy}
+            | ({"details": dict(s.details)} if s.details else {})
+            if isinstance(s, EngineInfo)
+            else {"stage": stage, "error": s}
+            for stage, s in (await self._health()).items()
+        ]
+        model = {
+            "id": MODEL_NAME,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": MODEL_NAME,
+            "stages": stages,
+            "voices": sorted(await self.voices() or ()),
+            "limits": self._config.limits.model_dump(),
+        }
+        return {"object": "list", "data": [model]}
+
+
+_STARTED = unix_time()
+
+
+def session_options(config: Config) -> SessionOptions:
+    limits, times, llm = config.limits, config.timeouts, config.llm
+    return SessionOptions(
+        parameters=config.parameters(),
+        time_limits=TimeLimits(
+            times.stt_s, times.llm_first_token_s, times.llm_gap_s, times.tts_first_audio_s, times.tts_gap_s
+        ),
+        sampling=Sampling(llm.max_tokens, llm.temperature, llm.top_p),
+        chunk_ms=config.playout.chunk_ms,
+        max_session_s=limits.max_session_s,
+        idle_timeout_s=limits.idle_timeout_s,
+        send_s=times.send_s,
+        max_outbox_bytes=limits.max_outbox_bytes,
+        input_backlog_s=limits.input_backlog_s,
+    )
+
+
+def shown_keys(headers: Mapping[str, str], subprotocols: Sequence[str]) -> list[str]:
+    """The keys that a caller shows, in the header or, as a browser must, in a subprotocol."""
+    keys = [p.removeprefix(KEY_SUBPROTOCOL) for p in subprotocols if p.startswith(KEY_SUBPROTOCOL)]
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return [*keys, token.strip()] if scheme.lower() == "bearer" else keys
+
+
+def is_origin_allowed(origin: str | None, host: str | None, access: Access) -> bool:
+    """A page may connect to the host that it came from, and from the origins that the config names (RFC 6454)."""
+    if origin is None or "*" in access.allowed_origins or origin in access.allowed_origins:
+        return True
+    return host is not None and urlsplit(origin).netloc == host
+
+
+def routes(server: VoiceServer) -> FastAPI:
+    app = FastAPI(title="voice-serve", docs_url=None, redoc_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, object]:
+        """This replica lives; what it holds tells a leak from a load."""
+        return {"ok": True, "sessions": server.session_count, **process_figures()}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Every stage can serve; 503 names those that cannot."""
+        return await server.ready()
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, object]:
+        if not server.is_authorized(shown_keys(request.headers, [])):
+            raise HTTPException(401, "a valid API key is needed: Authorization: Bearer ...")
+        return await server.models()
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        await server.realtime(socket)
+
+    @app.middleware("http")
+    async def secure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = CSP
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.setdefault("Cache-Control", "no-cache")  # after an upgrade no old module stays
+        return response
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+# --- behind Ray Serve -----------------------------------------------------------------------------------------------
+
+HEALTH_S = 5.0
+"""A stage that does not answer for so long is not ready."""
+
+
+@serve.deployment(name="Ingress", max_ongoing_requests=10_000)
+@serve.ingress()
+class Ingress:
+    """`max_ongoing_requests` is far above the session cap: sessions are counted here, where a refusal has words."""
+
+    def __init__(
+        self,
+        config: Config,
+        api_keys: frozenset[str],
+        make_detectors: Callable[[], Callable[[], SpeechDetector]],
+        vad: EngineInfo,
+        stt: DeploymentHandle[Any],
+        llm: DeploymentHandle[Any],
+        tts: DeploymentHandle[Any],
+    ) -> None:
+        share_log_handlers()
+        self._vad = vad
+        self._handles = {"stt": stt, "llm": llm, "tts": tts}
+        engines = Engines(
+            make_detectors(), RemoteTranscriber(stt), RemoteChatModel(llm), RemoteSynthesizer(tts)
+        )
+        self._server = VoiceServer(
+            config, engines, api_keys=api_keys, health=self._stages, voices=self._voices, metrics=Metrics()
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return routes(self._server)
+
+    async def _stages(self) -> dict[str, StageStatus]:
+        names = list(self._handles)
+        found = await asyncio.gather(*(self._stage(handle) for handle in self._handles.values()))
+        return {"vad": self._vad, **dict(zip(names, found, strict=True))}
+
+    async def _stage(self, handle: DeploymentHandle[Any]) -> StageStatus:
+        response = handle.options(_by_reference=False).info.remote()
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                info: EngineInfo = await response
+                return info
+        except TimeoutError:
+            return f"no replica has answered within {HEALTH_S:g} s: it is starting, or the cluster cannot place it"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:300]
+        finally:
+            response.cancel()  # type: ignore[no-untyped-call]  # Ray has not typed it
+
+    async def _voices(self) -> Sequence[str]:
+        async with asyncio.timeout(HEALTH_S):
+            names: Sequence[str] = await self._handles["tts"].options(_by_reference=False).voices.remote()
+            return names
+
+
+def share_log_handlers() -> None:
+    """Serve logs what its own logger is told; ours says it through the same handlers, in the same format."""
+    ours = logging.getLogger("voice_serve")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    for handler in logging.getLogger("ray.serve").handlers:
+        if handler not in ours.handlers:
+            ours.addHandler(handler)

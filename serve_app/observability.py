@@ -1,0 +1,122 @@
+"""What an operator sees of a session: one log line a turn, histograms of its stages, and, if asked for, its facts.
+
+The stages of a turn are cut in `conversation.timeline`, so the log, the metrics and the wire show the same numbers.
+Metrics go through Ray, which serves them to Prometheus with the replica's labels.
+"""
+
+import asyncio
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from .conversation.commands import ResponseDone
+from .conversation.events import Event
+from .session.replay import to_record
+
+log = logging.getLogger("voice_serve.turn")
+
+BUCKETS_S = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
+
+
+class Metrics:
+    """Names are `voice_serve_*`; Ray adds the prefix `ray_`."""
+
+    def __init__(self) -> None:
+        self._stage = Histogram(
+            "voice_serve_turn_stage_seconds",
+            "Seconds of each stage of an answer, from the last speech to the first sound sent",
+            boundaries=BUCKETS_S,
+            tag_keys=("stage",),
+        )
+        self._responses = Counter("voice_serve_responses", "Answers by how they ended", tag_keys=("outcome",))
+        self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica")
+        self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
+
+    def turn(self, done: ResponseDone) -> None:
+        self._responses.inc(tags={"outcome": done.outcome})
+        if done.latency is None or done.latency.faster_than_realtime:
+            return
+        for stage, seconds in done.latency.stages().items():
+            self._stage.observe(seconds, tags={"stage": stage})
+
+    def sessions(self, count: int) -> None:
+        self._sessions.set(count)
+
+    def refused(self, reason: str) -> None:
+        self._refused.inc(tags={"reason": reason})
+
+
+class TurnObserver:
+    """Tells the log, the metrics and the session log. Without `metrics`, only the logs."""
+
+    def __init__(
+        self, metrics: Metrics | None = None, session_log: Callable[[str, str], None] | None = None
+    ) -> None:
+        self._metrics = metrics
+        self._session_log = session_log
+
+    def turn_done(self, session_id: str, done: ResponseDone) -> None:
+        if self._metrics is not None:
+            self._metrics.turn(done)
+        log.info("turn", extra=turn_fields(session_id, done))
+
+    def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
+        if self._session_log is not None:
+            self._session_log(session_id, json.dumps(to_record(event, now)))
+
+
+def turn_fields(session_id: str, done: ResponseDone) -> dict[str, object]:
+    """The fields of a turn's log line; none of them holds what was said."""
+    fields: dict[str, object] = {
+        "session": session_id,
+        "response": done.response_id,
+        "outcome": done.outcome,
+        "output_tokens": done.usage.output_tokens,
+    }
+    if done.latency is not None:
+        fields |= {f"{stage}_ms": round(s * 1000, 1) for stage, s in done.latency.stages().items()}
+        fields["faster_than_realtime"] = done.latency.faster_than_realtime
+    if done.heard is not None:
+        fields["heard_ms"] = done.heard.audio_ms
+    if done.failure is not None:
+        fields |= {f"failure_{key}": value for key, value in asdict(done.failure).items()}
+    return fields
+
+
+class SessionLog:
+    """Every fact of every session, a file each, from which `session.replay` gives the same commands again.
+
+    It holds what people said: it is written only where the operator has named a folder for it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def __call__(self, session_id: str, record: str) -> None:
+        with (self._folder / f"{session_id}.jsonl").open("a") as file:
+            file.write(record + "\n")
+
+
+def process_figures() -> dict[str, int | float]:
+    """Tasks on this event loop, and resident memory now (Linux; elsewhere the highest so far)."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        resident = int(statm.read_text().split()[1]) * resource.getpagesize()
+    else:
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
+    return {"tasks": len(asyncio.all_tasks()), "rss_mb": round(resident / 2**20, 1)}
+
+
+def unix_time() -> int:
+    """Seconds since 1970, for the wire's `created` fields: the one place where the wall clock is read."""
+    return int(time.time())  # noqa: TID251 - this module is where it is allowed

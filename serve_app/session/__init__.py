@@ -1,0 +1,1 @@
+"""One caller: the socket, the tasks and the clock around a `Conversation`."""

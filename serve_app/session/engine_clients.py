@@ -1,0 +1,92 @@
+"""The engines of other processes, behind the same protocols as engines of this one.
+
+Cancelling a task does not cross a DeploymentHandle, so every call sits in `cancelling`, which calls `.cancel()` on
+the way out, however it is left. What Ray raises becomes an `EngineError` here and nowhere else.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.interfaces import (
+    ChatDelta,
+    ChatMessage,
+    EngineBusy,
+    EngineError,
+    EngineFailed,
+    Sampling,
+    SpeechChunk,
+    Stage,
+    Transcript,
+)
+
+
+@asynccontextmanager
+async def cancelling(response: Any, stage: Stage) -> AsyncIterator[Any]:
+    """A call through a handle (a response, or a generator of them) that is stopped in its replica when the block is left before it has ended.
+
+    Raises EngineError for whatever goes wrong with it. Serve finishes the cancellation in the background: it
+    reaches the replica within milliseconds (tests/serve/test_cancellation.py).
+    """
+    try:
+        yield response
+    except EngineError:
+        raise
+    except RayTaskError as error:
+        raise _engine_error(error, stage) from error
+    except BackPressureError as error:
+        raise EngineBusy(
+            "all replicas are busy and their queues full", stage=stage, engine="serve"
+        ) from error
+    except RequestCancelledError as error:
+        raise EngineFailed("the call was cancelled by its replica", stage=stage, engine="serve") from error
+    except (RayError, RayServeException) as error:
+        raise EngineFailed(
+            f"the replica was lost ({type(error).__name__})", stage=stage, engine="serve"
+        ) from error
+    finally:
+        response.cancel()
+
+
+def _engine_error(error: RayTaskError, stage: Stage) -> EngineError:
+    """What the replica raised, as it was raised there if it is an EngineError."""
+    cause = error.cause
+    if isinstance(cause, EngineError):
+        return type(cause)(cause.message, stage=cause.stage, engine=cause.engine)
+    return EngineFailed(f"the replica failed ({type(cause).__name__}: {cause})", stage=stage, engine="serve")
+
+
+class RemoteTranscriber:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._transcribe = handle.options(_by_reference=False).transcribe
+
+    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+        async with cancelling(self._transcribe.remote(pcm, language, prompt), "stt") as response:
+            transcript: Transcript = await response
+            return transcript
+
+
+class RemoteChatModel:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._generate = handle.options(stream=True, _by_reference=False).generate
+
+    async def generate(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+    ) -> AsyncGenerator[ChatDelta, None]:
+        async with cancelling(self._generate.remote(messages, sampling), "llm") as deltas:
+            async for delta in deltas:
+                yield delta
+
+
+class RemoteSynthesizer:
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._synthesize = handle.options(stream=True, _by_reference=False).synthesize
+
+    async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncGenerator[SpeechChunk, None]:
+        async with cancelling(self._synthesize.remote(text, voice, speed), "tts") as chunks:
+            async for chunk in chunks:
+                yield chunk

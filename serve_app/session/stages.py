@@ -1,0 +1,188 @@
+"""The three engine calls of a turn: each reports facts through `report`, and its failure as a fact too.
+
+Time limits are per event: the first, then each further one. Cancelling the task cancels the call.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar, cast
+
+from deployments import interfaces
+from deployments.interfaces import (
+    BadRequest,
+    ChatMessage,
+    ChatModel,
+    EngineError,
+    EngineFailed,
+    Sampling,
+    SpeechDetector,
+    Stage,
+    Synthesizer,
+    Transcriber,
+)
+from serve_app.conversation.commands import Generate, Synthesize, Transcribe
+from serve_app.conversation.events import (
+    ChunkId,
+    Fact,
+    Failure,
+    GenerationFailed,
+    GenerationFinished,
+    ResponseId,
+    SpeechSynthesized,
+    SynthesisFailed,
+    SynthesisFinished,
+    TokensGenerated,
+    TranscriptFinished,
+    TranscriptionFailed,
+    Usage,
+    WordTime,
+)
+from serve_app.realtime.session_config import AudioFormat
+
+from .output import SegmentCutter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What a session talks to: engines of this process, or the clients of their deployments."""
+
+    make_detector: Callable[[], SpeechDetector]
+    transcriber: Transcriber
+    chat: ChatModel
+    synthesizer: Synthesizer
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    stt_s: float = 8.0
+    llm_first_token_s: float = 10.0
+    llm_gap_s: float = 5.0
+    tts_first_audio_s: float = 8.0
+    tts_gap_s: float = 8.0
+
+
+class StageCalls:
+    def __init__(
+        self,
+        engines: Engines,
+        limits: TimeLimits,
+        sampling: Sampling,
+        chunk_ms: int,
+        report: Callable[[Fact], None],
+    ) -> None:
+        self._engines = engines
+        self._limits = limits
+        self._sampling = sampling
+        self._chunk_ms = chunk_ms
+        self._report = report
+        self._chunk_ids = count(1)
+        self.chunks: dict[ChunkId, tuple[ResponseId, bytes]] = {}
+        """Encoded sound that waits for its `Play`."""
+
+    def forget(self, response_id: ResponseId) -> None:
+        """Drop the sound of a response that will not be played."""
+        self.chunks = {key: chunk for key, chunk in self.chunks.items() if chunk[0] != response_id}
+
+    async def transcribe(self, command: Transcribe, pcm: bytes) -> None:
+        limit = self._limits.stt_s
+        try:
+            async with _within(limit, "stt", f"no transcript within {limit:g} s"):
+                transcript = await self._engines.transcriber.transcribe(
+                    pcm, language=command.language, prompt=command.prompt
+                )
+        except EngineError as error:
+            self._report(TranscriptionFailed(command.transcription_id, _failure(error)))
+        else:
+            self._report(TranscriptFinished(command.transcription_id, transcript.text))
+
+    async def generate(self, command: Generate) -> None:
+        messages = [ChatMessage(m.role, m.text) for m in command.messages]
+        limits, finish, usage = self._limits, None, None
+        stream = self._engines.chat.generate(messages, sampling=self._limited(command.max_output_tokens))
+        try:
+            paced = _paced(stream, "llm", "token", limits.llm_first_token_s, limits.llm_gap_s)
+            async with aclosing(paced) as deltas:
+                async for delta in deltas:
+                    if delta.text:
+                        self._report(TokensGenerated(command.response_id, delta.text))
+                    finish = delta.finish_reason or finish
+                    usage = delta.usage or usage
+        except EngineError as error:
+            self._report(GenerationFailed(command.response_id, _failure(error)))
+            return
+        counted = usage and Usage(usage.input_tokens, usage.output_tokens)
+        self._report(GenerationFinished(command.response_id, finish or "stop", counted))
+
+    def _limited(self, max_tokens: int | None) -> Sampling:
+        default = self._sampling
+        wanted = default.max_tokens if max_tokens is None else min(max_tokens, default.max_tokens)
+        return Sampling(wanted, default.temperature, default.top_p, default.seed)
+
+    async def synthesize(self, command: Synthesize, audio_format: AudioFormat) -> None:
+        text = command.text.strip()
+        shift = len(command.text) - len(command.text.lstrip())
+        cutter = SegmentCutter(audio_format, self._chunk_ms)
+        limits = self._limits
+        stream = self._engines.synthesizer.synthesize(text, voice=command.voice, speed=command.speed)
+        words: tuple[WordTime, ...] = ()
+        try:
+            paced = _paced(stream, "tts", "audio", limits.tts_first_audio_s, limits.tts_gap_s)
+            async with aclosing(paced) as chunks:
+                async for chunk in chunks:
+                    words += tuple(_shifted(word, shift) for word in chunk.words)
+                    for encoded, seconds in cutter.push(chunk):
+                        self._offer(command, encoded, seconds, words)
+                        words = ()
+        except EngineError as error:
+            self._report(SynthesisFailed(command.response_id, command.segment_id, _failure(error)))
+            return
+        for encoded, seconds in cutter.flush():
+            self._offer(command, encoded, seconds, words)
+            words = ()
+        self._report(SynthesisFinished(command.response_id, command.segment_id))
+
+    def _offer(
+        self, command: Synthesize, encoded: bytes, seconds: float, words: tuple[WordTime, ...]
+    ) -> None:
+        chunk_id = ChunkId(next(self._chunk_ids))
+        self.chunks[chunk_id] = (command.response_id, encoded)
+        self._report(SpeechSynthesized(command.response_id, command.segment_id, chunk_id, seconds, words))
+
+
+@asynccontextmanager
+async def _within(seconds: float, stage: Stage, message: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise EngineFailed(message, stage=stage, engine="time limit") from None
+
+
+async def _paced(
+    stream: AsyncIterator[T], stage: Stage, what: str, first_s: float, gap_s: float
+) -> AsyncGenerator[T, None]:
+    """The stream, with a limit on the wait for each item. Raises EngineFailed past it."""
+    limit = first_s
+    # Every engine's stream is an async generator, so that closing it stops the engine; the protocol need not say so.
+    async with aclosing(cast("AsyncGenerator[T, None]", stream)):
+        while True:
+            async with _within(limit, stage, f"no {what} within {limit:g} s"):
+                try:
+                    item = await anext(stream)
+                except StopAsyncIteration:
+                    return
+            yield item
+            limit = gap_s
+
+
+def _shifted(word: interfaces.WordTime, shift: int) -> WordTime:
+    return WordTime(word.start_char + shift, word.end_char + shift, word.start_s, word.end_s)
+
+
+def _failure(error: EngineError) -> Failure:
+    return Failure(error.stage, error.code, str(error), retryable=not isinstance(error, BadRequest))
