@@ -1,0 +1,1 @@
+"""Clients that measure: benchmarks of a running application and the application on scripted engines to run them on."""

@@ -1,0 +1,162 @@
+"""A Ray cluster of this process with a voice-serve application on it, started as a user would: `serve run FILE`.
+
+The cluster belongs to this process and ends with the block, whatever happens in it. Because it does, this process can
+also ask the replicas what they counted.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import ray
+import yaml
+from ray import serve
+
+ROOT = Path(__file__).parent.parent
+SCRIPTED = ROOT / "loadtest" / "config.scripted.yaml"
+APPLICATION = "voice"
+ProxyMode = Literal["default", "haproxy"]
+
+HAPROXY_CONTROLLER = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200"}
+HAPROXY_APPLICATION = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""HAProxy in front and one event loop a replica."""
+
+
+class StartFailed(Exception):
+    """The application did not become ready; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    port: int
+    log: Path
+    ready_s: float
+    """Seconds from `serve run` to the first 200 of /readyz."""
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def realtime(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/realtime"
+
+    async def stats(self, deployment: str) -> dict[str, float]:
+        """The call statistics of a deployment with one replica, and its process id."""
+        handle = serve.get_deployment_handle(deployment, APPLICATION)
+        async with asyncio.timeout(10):
+            counted: dict[str, float] = await handle.stats.remote()
+            return counted
+
+    async def until_idle(self, deployment: str, within_s: float = 5.0) -> dict[str, float]:
+        """The statistics once no call is active. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while True:
+                counted = await self.stats(deployment)
+                if counted["active"] == 0:
+                    return counted
+                await asyncio.sleep(0.02)
+
+
+def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -> dict[str, Any]:
+    """The Serve config at `path` with sections of `args` changed, its port, and its proxy mode."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    config["http_options"] = {"host": "127.0.0.1", "port": port}
+    [application] = config["applications"]
+    for section, values in args.items():
+        application["args"][section] = {**application["args"].get(section, {}), **values}
+    config.pop("controller_options", None)
+    application.pop("runtime_env", None)
+    if proxy == "haproxy":
+        config["controller_options"] = {"runtime_env": {"env_vars": HAPROXY_CONTROLLER}}
+        application["runtime_env"] = {"env_vars": HAPROXY_APPLICATION}
+    return config
+
+
+@contextmanager
+def application(
+    path: Path = SCRIPTED,
+    args: Mapping[str, Any] | None = None,
+    *,
+    proxy: ProxyMode = "default",
+    start_s: float = 180,
+) -> Iterator[Application]:
+    """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="voice-serve-") as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(yaml.safe_dump(document(path, args or {}, proxy, port)))
+        log = Path(folder) / "serve.log"
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            address = ray.get_runtime_context().gcs_address
+            began = time.monotonic()
+            with log.open("wb") as out, _serve_run(config, address, out) as process:
+                _until_ready(port, process, log, began + start_s)
+                yield Application(port, log, time.monotonic() - began)
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _serve_run(config: Path, address: str, out: Any) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "--address", address]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _until_ready(port: int, process: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
+    answer = ""
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise StartFailed(f"serve run ended with {process.returncode}:\n{tail(log)}")
+        try:
+            response = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10)
+        except httpx.HTTPError as error:
+            answer = f"{type(error).__name__}"
+        else:
+            if response.status_code == 200:
+                return
+            answer = response.text
+        time.sleep(0.2)
+    raise StartFailed(f"not ready in time; last answer: {answer}\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,20 @@
+"""One application on scripted engines behind real Ray Serve, for all tests of this folder that do not need their own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from loadtest.application import Application, application
+
+SLOW_VOICE = {
+    "llm": {"scripted": {"first_token_s": 0.1, "tokens_per_s": 8, "answer_words": 60}},
+    "tts": {"scripted": {"first_audio_s": 0.1, "word_s": 0.3, "realtime_factor": 0.9}},
+    "limits": {"max_sessions_per_replica": 60},
+}
+"""Both engines are still at work while the answer is heard."""
+
+
+@pytest.fixture(scope="session")
+def app() -> Iterator[Application]:
+    with application(args=SLOW_VOICE) as running:
+        yield running
