@@ -157,6 +157,9 @@ class ChatModel(Protocol):
 
 
 class Synthesizer(Protocol):
+    voices: Sequence[str]
+    """Names that `voice` may have; empty where any will do."""
+
     def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
         """`text` as speech, streamed. Raises BadRequest for a voice that the engine does not have."""
         ...

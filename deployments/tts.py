@@ -25,7 +25,7 @@ class TextToSpeech(Replica):
 
     async def voices(self) -> list[str]:
         """The names that `voice` may have; empty where the engine takes any."""
-        return list(getattr(self._engine, "voices", ()))
+        return list(self._engine.voices)
 
 
 def bind(options: TtsOptions, info: EngineInfo) -> Any:

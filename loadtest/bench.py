@@ -6,7 +6,7 @@ python -m loadtest.bench turns --proxy haproxy --sessions 10
 import argparse
 from pathlib import Path
 
-from . import bench_barge_in, bench_churn, bench_turns, bench_words
+from . import bench_barge_in, bench_churn, bench_turns, bench_vanish, bench_words
 from .caller import has_onset, recordings
 
 AUDIO = Path(__file__).parent.parent.parent / "shared" / "audio"
@@ -35,7 +35,8 @@ def main() -> None:
     noise = commands.add_parser("noise", help="what noise does to the floor")
     churn = commands.add_parser("churn", help="sessions dropped at random moments")
     churn.add_argument("--sessions", type=int, default=200)
-    for command in (turns, barge, digits, heard, noise, churn):
+    vanish = commands.add_parser("vanish", help="clients that stop reading or are cut off")
+    for command in (turns, barge, digits, heard, noise, churn, vanish):
         command.add_argument("--proxy", choices=("default", "haproxy"), default="default")
     args = parser.parse_args()
     clips, strings = recordings(args.audio / "speech"), recordings(args.audio / "digits")
@@ -60,6 +61,8 @@ def main() -> None:
             bench_words.run_noise(recordings(args.audio / "noise"), clips["p287_001"], args.proxy)
         case "churn":
             bench_churn.run(list(clips.values()), args.sessions, args.proxy)
+        case "vanish":
+            bench_vanish.run(clips["p287_001"], args.proxy)
         case _:
             parser.error("unknown benchmark")
 

@@ -37,6 +37,14 @@ from .client import (
 
 DEFAULT_URL = "ws://127.0.0.1:8000/v1/realtime"
 STAGES = ("endpointing", "stt", "llm_ttft", "first_segment", "tts_ttfb", "overhead", "total")
+COLUMNS = {
+    "endpointing": "endpoint",
+    "llm_ttft": "llm",
+    "first_segment": "clause",
+    "tts_ttfb": "tts",
+    "overhead": "send",
+}
+"""Stages whose full names would not fit beside each other in a terminal of 80 characters."""
 OK, NO_ANSWER, NO_SESSION, INTERRUPTED = 0, 1, 2, 130
 SETTLE_S = 0.3
 """The end of a recording may still be on its way through the detector: nothing is over before that."""
@@ -411,8 +419,8 @@ def latency_table(conversation: Conversation) -> Table:
     table = Table(title="ms from the end of speech to the first sound", title_justify="left")
     table.add_column("turn")
     for stage in STAGES:
-        table.add_column(stage, justify="right")
-    table.add_column("after the recording", justify="right")
+        table.add_column(COLUMNS.get(stage, stage), justify="right")
+    table.add_column("after file", justify="right")
     number = 0
     for exchange in conversation.exchanges:
         for turn in exchange.turns:
