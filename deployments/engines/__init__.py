@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from ..options import LlmOptions, SttOptions, TtsOptions
+from deployments.options import LlmOptions, SttOptions, TtsOptions
 
 TRANSCRIBERS = {
     "faster_whisper": "FasterWhisperTranscriber",

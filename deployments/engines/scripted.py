@@ -1,0 +1,184 @@
+"""Engines without models: deterministic, with set latencies. For tests and load tests, and shipped for both.
+
+Time is the event loop's: every wait is `asyncio.sleep` towards a due time on `loop.time()`, so they run on a virtual
+clock and do not drift. Each engine counts its calls (`started`, `active`, `cancelled`), so that a test can see that a
+call was made, is under way, or was stopped before its last item.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from deployments.interfaces import (
+    BadRequest,
+    ChatDelta,
+    ChatMessage,
+    Sampling,
+    SpeechChunk,
+    Transcript,
+    Usage,
+    WordTime,
+)
+from deployments.options import LlmOptions, SttOptions, TtsOptions
+
+from .scripted_code import encode_word
+
+SAMPLE_RATE = 24_000
+"""Of the scripted voice."""
+UNKNOWN_VOICE = "nobody"
+"""The one voice that the scripted synthesizer does not have."""
+
+_SILENCE_PEAK = 32
+"""int16; -60 dBFS."""
+_SENTENCE_WORDS = 8
+
+
+class _CountedCalls:
+    """The calls of one engine."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.active = 0
+        self.cancelled = 0
+        """Stopped by cancelling or closing before the last item had been given."""
+
+    @contextmanager
+    def _counted(self) -> Iterator["_Call"]:
+        call = _Call()
+        self.started += 1
+        self.active += 1
+        try:
+            yield call
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += not call.is_complete
+            raise
+        finally:
+            self.active -= 1
+
+
+@dataclass(slots=True)
+class _Call:
+    is_complete: bool = False
+
+
+class ScriptedTranscriber(_CountedCalls):
+    """Hears the `transcripts` of its options in turn, whatever was said; silence gives "" and takes no turn."""
+
+    def __init__(self, options: SttOptions) -> None:
+        super().__init__()
+        self._options = options.scripted
+        self._given = 0
+
+    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+        if len(pcm) % 2:
+            raise BadRequest(f"odd number of bytes: {len(pcm)}", stage="stt", engine="scripted")
+        transcripts = self._options.transcripts
+        text = ""
+        if transcripts and not _is_silent(pcm):
+            text = transcripts[self._given % len(transcripts)]
+            self._given += 1
+        with self._counted():
+            await asyncio.sleep(self._options.latency_s)
+        return Transcript(text=text, language=language)
+
+
+class ScriptedChatModel(_CountedCalls):
+    """Gives the `answers` of its options in turn, one word a token, whatever was asked."""
+
+    def __init__(self, options: LlmOptions) -> None:
+        super().__init__()
+        self._options = options.scripted
+
+    async def generate(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+    ) -> AsyncIterator[ChatDelta]:
+        if not messages:
+            raise BadRequest("no messages", stage="llm", engine="scripted")
+        tokens = re.findall(r"\s*\S+", self._answer())
+        taken = tokens[: sampling.max_tokens] or [""]
+        usage = Usage(sum(len(message.content.split()) for message in messages), len(taken))
+        start = asyncio.get_running_loop().time()
+        with self._counted() as call:
+            for index, token in enumerate(taken):
+                await _sleep_until(start + self._options.first_token_s + index / self._options.tokens_per_s)
+                if index + 1 < len(taken):
+                    yield ChatDelta(token)
+            call.is_complete = True
+            yield ChatDelta(taken[-1], "length" if len(taken) < len(tokens) else "stop", usage)
+
+    def _answer(self) -> str:
+        answers = self._options.answers
+        if not answers:
+            return numbered_answer(self._options.answer_words)
+        return answers[self.started % len(answers)]  # `started` counts the calls before this one
+
+
+class ScriptedSynthesizer(_CountedCalls):
+    """Speaks a pair of tones a word, `scripted_code` says which; 24 kHz, one chunk a word.
+
+    A word that ends with a number ("word12,") is coded as that number, any other as its index in the call, so that
+    with the built-in answer a listener knows the words of the whole answer. Has every voice but `UNKNOWN_VOICE`.
+    """
+
+    voices: Sequence[str] = ()
+
+    def __init__(self, options: TtsOptions) -> None:
+        super().__init__()
+        self._options = options.scripted
+
+    async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
+        if voice == UNKNOWN_VOICE:
+            raise BadRequest(f"no voice {voice!r}; any other will do", stage="tts", engine="scripted")
+        if not speed > 0:
+            raise BadRequest(f"speed is positive, not {speed}", stage="tts", engine="scripted")
+        words = list(re.finditer(r"\S+", text))
+        if not words:
+            return
+        word_s = self._options.word_s / speed
+        start = asyncio.get_running_loop().time()
+        with self._counted() as call:
+            for index, word in enumerate(words):
+                computing_s = index * word_s * self._options.realtime_factor
+                await _sleep_until(start + self._options.first_audio_s + computing_s)
+                call.is_complete = index + 1 == len(words)
+                yield self._chunk(index, word, word_s)
+
+    def _chunk(self, index: int, word: re.Match[str], word_s: float) -> SpeechChunk:
+        # Cut at rounded positions of the whole, so that no error adds up over the words.
+        first, last = round(index * word_s * SAMPLE_RATE), round((index + 1) * word_s * SAMPLE_RATE)
+        audio = encode_word(word_number(word.group(), index), last - first, SAMPLE_RATE)
+        times: tuple[WordTime, ...] = ()
+        if self._options.has_word_times:
+            times = (WordTime(word.start(), word.end(), first / SAMPLE_RATE, last / SAMPLE_RATE),)
+        pcm = np.rint(audio * 32767).astype("<i2").tobytes()
+        return SpeechChunk(pcm=pcm, sample_rate=SAMPLE_RATE, words=times)
+
+
+def numbered_answer(words: int) -> str:
+    """The built-in answer: "word0 word1 word2, word3 ... word7. word8 ...", a clause first, then sentences."""
+    return " ".join(f"word{number}{_punctuation(number, words)}" for number in range(words))
+
+
+def word_number(word: str, index: int) -> int:
+    """The number that the scripted voice encodes for `word`, the `index`-th of its call."""
+    match = re.search(r"(\d+)\W*$", word)
+    return int(match.group(1)) if match else index
+
+
+def _punctuation(number: int, words: int) -> str:
+    if number + 1 == words or number % _SENTENCE_WORDS == _SENTENCE_WORDS - 1:
+        return "."
+    return "," if number == 2 else ""
+
+
+def _is_silent(pcm: bytes) -> bool:
+    samples = np.frombuffer(pcm, dtype="<i2").astype(np.int32)
+    return int(np.abs(samples).max(initial=0)) <= _SILENCE_PEAK
+
+
+async def _sleep_until(due: float) -> None:
+    await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))

@@ -1,0 +1,59 @@
+"""A folder of Kokoro weights for tests: the real architecture and real voices, smaller and random.
+
+What it speaks is noise of about the right length, so it proves the plumbing: phonemes, times, chunks, cancelling.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+LETTERS = "AIOQWYabdefhijklmnopstuvwxzæðŋɐɑɒɔəɛɜɡɪɹɾʃʊʌʒʤʧˈˌːθᵊᵻʔT"
+PUNCTUATION = ';:,.!?—…"“”() '
+
+
+def config() -> dict[str, Any]:
+    """Kokoro-82M's config.json with fewer and narrower layers, and at most 4 frames (0.1 s) a phoneme."""
+    symbols = dict.fromkeys(PUNCTUATION + LETTERS)
+    return {
+        "istftnet": {
+            "upsample_kernel_sizes": [20, 12],
+            "upsample_rates": [10, 6],
+            "gen_istft_hop_size": 5,
+            "gen_istft_n_fft": 20,
+            "resblock_dilation_sizes": [[1, 3, 5]],
+            "resblock_kernel_sizes": [3],
+            "upsample_initial_channel": 512,
+        },
+        "dim_in": 64,
+        "dropout": 0.2,
+        "hidden_dim": 512,
+        "max_dur": 4,
+        "n_layer": 1,
+        "n_mels": 80,
+        "n_token": 178,
+        "style_dim": 128,
+        "text_encoder_kernel_size": 5,
+        "plbert": {
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "max_position_embeddings": 512,
+            "num_hidden_layers": 1,
+            "dropout": 0.1,
+        },
+        "vocab": {symbol: index for index, symbol in enumerate(symbols, start=1)},
+    }
+
+
+def write(folder: Path, voices: Path) -> None:
+    """Writes config, weights and the voices af_heart and bf_emma (the same tensor) into `folder`."""
+    import torch
+
+    (folder / "voices").mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config()), encoding="utf-8")
+    torch.manual_seed(7)
+    # An empty state: every part of the model keeps its random initial weights.
+    torch.save({}, folder / "kokoro-test.pth")
+    for voice in ("af_heart", "bf_emma", "zf_xiaobei"):
+        shutil.copy(voices / "af_heart.pt", folder / "voices" / f"{voice}.pt")
