@@ -32,11 +32,13 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-models: setup  ## fetch the models that config.yaml names, if the hub answers
-	$(BIN)/voice-serve models pull --answer-within-s 5 || true
+models: setup  ## fetch the models that config.yaml names
+	$(BIN)/voice-serve models pull
 
-run: models  ## the voice agent on http://127.0.0.1:8000
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/serve run config.yaml
+# Ctrl-C during the fetch goes on without the models: the shell and make let the command alone end of it.
+run: setup  ## the voice agent on http://127.0.0.1:8000
+	@trap : INT; $(BIN)/voice-serve models pull --answer-within-s 5; trap - INT; \
+	PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/serve run config.yaml
 
 test: setup-dev lint  ## every test that can run on this machine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

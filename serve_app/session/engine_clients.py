@@ -83,6 +83,9 @@ class RemoteChatModel:
 
 
 class RemoteSynthesizer:
+    voices: Sequence[str] = ()
+    """Checked where the client names one (`ingress`), and again by the engine."""
+
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._synthesize = handle.options(stream=True, _by_reference=False).synthesize
 
