@@ -330,7 +330,7 @@ class Answering:
         end_ms = min(end_ms, sent_ms)
         utterance.cut_s = utterance.sent_s if end_ms == sent_ms else end_ms / 1000
         if self._answer is None:
-            self._playout.fall_silent(now)
+            self._playout.fall_silent(utterance, now)
         self._history.set_text(utterance.item_id, utterance.sent_text(), status="incomplete")
         self._emit(ItemTruncated(utterance.item_id, end_ms))
 

@@ -163,7 +163,7 @@ class Conversation:
         self._hearing.open_turn()
         vad = self._settings.turn_detection
         if vad is not None and vad.interrupt_response and self._answering.interrupt(now):
-            self._is_owed = vad.create_response and self.history.last_role() == "user"
+            self._is_owed |= vad.create_response and self.history.last_role() == "user"
 
     def _note(self, fact: Fact, now: float) -> None:
         match fact:
@@ -206,7 +206,8 @@ class Conversation:
         )
         if isinstance(result, Failure):
             self._emit(TranscriptFailed(turn.item_id, result))
-            if is_answered and not self._is_owed and not self._answering.is_active:
+            is_another_due = self._is_owed or self._requested is not None or self._answering.is_active
+            if is_answered and not is_another_due:
                 self._answering.refuse(self._order(ResponseRequested()), result)
             return
         self._emit(TranscriptCompleted(turn.item_id, result, (turn.stop - turn.start) / INPUT_RATE))

@@ -8,6 +8,7 @@ Who may take the floor is decided in `conversation.py`: it calls `open_turn` whe
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from .commands import (
     CancelTranscription,
@@ -167,6 +168,8 @@ class Hearing:
             case TurnEdge.PAUSED:
                 if self._turn is None:  # too short for the floor, and over: the next sound does not add to it
                     self._detector.reset()
+            case _:
+                assert_never(edge)
 
     def _speech_stop(self) -> int:
         """The end of the speech with a little of the silence behind it, so that no last consonant is lost."""

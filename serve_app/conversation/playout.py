@@ -120,8 +120,9 @@ class Playout:
         self._drain_at = float("-inf")
 
     def begin(self, item_id: ItemId, response_id: ResponseId) -> Utterance:
-        """A new answer; of those before it only the last can still be asked about."""
-        self._utterances = [*self._utterances[-1:], Utterance(item_id, response_id)]
+        """A new answer; of those before it only the last that sounded can still be asked about, or cut."""
+        sounded = [utterance for utterance in self._utterances if utterance.sent_s]
+        self._utterances = [*sounded[-1:], Utterance(item_id, response_id)]
         return self._utterances[-1]
 
     def utterance(self, item_id: ItemId) -> Utterance | None:
@@ -185,12 +186,13 @@ class Playout:
             if utterance.cut_s is None and played < utterance.sent_s - _ROUNDING:
                 utterance.cut_s = played
                 cut.append((utterance, utterance.heard(played)))
-        self.fall_silent(now)
+        self._drain_at = min(self._drain_at, now)
         return cut
 
-    def fall_silent(self, now: float) -> None:
-        """The client has stopped its playback."""
-        self._drain_at = min(self._drain_at, now)
+    def fall_silent(self, utterance: Utterance, now: float) -> None:
+        """The client has stopped its playback of `utterance`; the sound of a later one goes on."""
+        if utterance is self._utterances[-1]:
+            self._drain_at = min(self._drain_at, now)
 
 
 def _with_punctuation(text: str, end: int) -> int:
