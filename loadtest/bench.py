@@ -43,7 +43,7 @@ def main() -> None:
     match args.command:
         case "turns":
             bench_turns.run(
-                list(clips.values()),
+                list(strings.values()),  # said without a pause that would end a turn
                 proxy=args.proxy,
                 sessions=args.sessions,
                 turns=args.turns,

@@ -23,7 +23,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.interfaces import EngineInfo, Sampling, SpeechDetector
+from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector
 
 from .config import Access, Config
 from .conversation.commands import Refused
@@ -32,7 +32,7 @@ from .observability import Metrics, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
 from .realtime.session_config import SessionConfig
-from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber
+from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber, cancelling
 from .session.session import Observer, Session, SessionOptions
 from .session.stages import Engines, TimeLimits
 from .session.transport import ConnectionLost
@@ -206,7 +206,7 @@ class VoiceServer:
         if self._voices is None:
             try:
                 names = await self._list_voices()
-            except (TimeoutError, OSError, RuntimeError) as error:
+            except (TimeoutError, OSError, RuntimeError, EngineError) as error:
                 log.warning("the voices are not known yet", extra={"error": str(error)})
                 return None
             self._voices = frozenset([*names, self._config.tts.voice]) if names else None
@@ -280,7 +280,10 @@ def is_origin_allowed(origin: str | None, host: str | None, access: Access) -> b
     """A page may connect to the host that it came from, and from the origins that the config names (RFC 6454)."""
     if origin is None or "*" in access.allowed_origins or origin in access.allowed_origins:
         return True
-    return host is not None and urlsplit(origin).netloc == host
+    try:
+        return host is not None and urlsplit(origin).netloc == host
+    except ValueError:  # no URL
+        return False
 
 
 def routes(server: VoiceServer) -> FastAPI:
@@ -375,8 +378,9 @@ class Ingress:
             response.cancel()  # type: ignore[no-untyped-call]  # Ray has not typed it
 
     async def _voices(self) -> Sequence[str]:
-        async with asyncio.timeout(HEALTH_S):
-            names: Sequence[str] = await self._handles["tts"].options(_by_reference=False).voices.remote()
+        call = self._handles["tts"].options(_by_reference=False).voices.remote()
+        async with asyncio.timeout(HEALTH_S), cancelling(call, "tts"):
+            names: Sequence[str] = await call
             return names
 
 
