@@ -100,6 +100,9 @@ class Config(_Section):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     access: Access = Access()
+    session_log: str = ""
+    """A folder for a record of each session, from which `voice-serve replay` shows again what it did; "": none.
+    It holds what people said."""
 
     @classmethod
     def parse(cls, args: Mapping[str, Any]) -> Self:

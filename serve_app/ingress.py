@@ -10,7 +10,8 @@ refused handshake's status nor its text.
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,12 +29,12 @@ from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDete
 from .config import Access, Config
 from .conversation.commands import Refused
 from .conversation.events import Settings
-from .observability import Metrics, TurnObserver, process_figures, unix_time
+from .observability import Metrics, SessionLog, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
 from .realtime.session_config import SessionConfig
 from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber, cancelling
-from .session.session import Observer, Session, SessionOptions
+from .session.session import Session, SessionOptions
 from .session.stages import Engines, TimeLimits
 from .session.transport import ConnectionLost
 
@@ -93,7 +94,6 @@ class VoiceServer:
         api_keys: frozenset[str] = frozenset(),
         health: Callable[[], Awaitable[Mapping[str, StageStatus]]],
         voices: Callable[[], Awaitable[Sequence[str]]],
-        observer: Observer | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._config = config
@@ -101,7 +101,8 @@ class VoiceServer:
         self._api_keys = api_keys
         self._health = health
         self._list_voices = voices
-        self._observer = observer or TurnObserver(metrics)
+        self._session_log = SessionLog(Path(config.session_log)) if config.session_log else None
+        self._observer = TurnObserver(metrics, self._session_log)
         self._metrics = metrics
         self._options = session_options(config)
         self._sessions: set[str] = set()
@@ -126,21 +127,28 @@ class VoiceServer:
         self._sessions.add(session_id)
         self._count()
         try:
-            session = Session(
-                session_id,
-                transport,
-                self._engines,
-                await self._session_config(socket),
-                self._options,
-                self._observer,
-            )
-            ending = await session.run()
+            config = await self._session_config(socket)
+            with self._recorded(session_id, config.settings):
+                session = Session(session_id, transport, self._engines, config, self._options, self._observer)
+                ending = await session.run()
             log.info(
                 "session ended", extra={"session": session_id, "code": ending.code, "reason": ending.reason}
             )
         finally:
             self._sessions.discard(session_id)
             self._count()
+
+    @contextmanager
+    def _recorded(self, session_id: str, settings: Settings) -> Iterator[None]:
+        """A session in the session log, where there is one."""
+        if self._session_log is None:
+            yield
+            return
+        self._session_log.begin(session_id, self._options.parameters, settings)
+        try:
+            yield
+        finally:
+            self._session_log.end(session_id)
 
     def _refusal(self, socket: WebSocket) -> tuple[int, str, str] | None:
         """(close code, error code, sentence) for a caller who cannot be served."""

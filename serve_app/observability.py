@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from .conversation.commands import ResponseDone
-from .conversation.events import Event
-from .session.replay import to_record
+from .conversation.events import Event, Settings
+from .conversation.parameters import Parameters
+from .session.replay import start_record, to_record
 
 log = logging.getLogger("voice_serve.turn")
 
@@ -91,7 +93,7 @@ def turn_fields(session_id: str, done: ResponseDone) -> dict[str, object]:
 
 
 class SessionLog:
-    """Every fact of every session, a file each, from which `session.replay` gives the same commands again.
+    """Every fact of every session, a file each, from which `voice-serve replay` gives the same commands again.
 
     It holds what people said: it is written only where the operator has named a folder for it.
     """
@@ -99,10 +101,19 @@ class SessionLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._files: dict[str, TextIO] = {}
+
+    def begin(self, session_id: str, parameters: Parameters, settings: Settings) -> None:
+        path = self._folder / f"{session_id}.jsonl"
+        self._files[session_id] = path.open("w", encoding="utf-8")
+        self(session_id, json.dumps(start_record(session_id, parameters, settings)))
 
     def __call__(self, session_id: str, record: str) -> None:
-        with (self._folder / f"{session_id}.jsonl").open("a") as file:
-            file.write(record + "\n")
+        """A record of a session that has begun."""
+        self._files[session_id].write(record + "\n")
+
+    def end(self, session_id: str) -> None:
+        self._files.pop(session_id).close()
 
 
 def process_figures() -> dict[str, int | float]:

@@ -4,8 +4,10 @@ The core has no clock and no randomness, so the same records give the same comma
 looked at again on a desk, without its audio.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -33,6 +35,21 @@ def from_record(record: Mapping[str, Any]) -> tuple[float, Event | None]:
     if kind not in get_args(Event):
         raise ValueError(f"unknown event {record['event']!r}")
     return record["now"], _from_json(kind, record["fields"])
+
+
+def start_record(name: str, parameters: Parameters, settings: Settings) -> dict[str, Any]:
+    """What the records of a session begin with."""
+    return {"name": name, "parameters": _to_json(parameters), "settings": _to_json(settings)}
+
+
+def replay_file(path: Path) -> list[tuple[float, list[Command]]]:
+    """What the session did whose log lies at `path`. Raises OSError, and ValueError for a file that is no such log."""
+    try:
+        start, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        parameters = _from_json(Parameters, start["parameters"])
+        return replay(records, parameters, _from_json(Settings, start["settings"]), start["name"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the log of a session: {error!r}") from error
 
 
 def replay(

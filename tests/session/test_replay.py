@@ -13,7 +13,7 @@ from serve_app.conversation.events import ServerVad, Settings
 from serve_app.observability import SessionLog, TurnObserver
 from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig
-from serve_app.session.replay import from_record, replay, to_record
+from serve_app.session.replay import from_record, replay, replay_file, to_record
 from serve_app.session.session import SessionOptions
 
 SETTINGS = Settings(instructions="Be brief.", voice="any")
@@ -121,8 +121,12 @@ async def test_a_stall_over_an_answer_replays():
 
 
 @virtual_time
-async def test_the_session_log_of_the_observer_holds_what_a_replay_needs(tmp_path: Any):
-    observer = TurnObserver(session_log=SessionLog(tmp_path / "log"))
+async def test_the_session_log_alone_gives_the_commands_again(tmp_path: Any):
+    folder = tmp_path / "log"
+    session_log = SessionLog(folder)
+    observer = TurnObserver(session_log=session_log)
+    options = SessionOptions()
+    session_log.begin("test", options.parameters, SETTINGS)
     async with calling() as call:
         handled = call.recorder.event_handled
 
@@ -133,10 +137,17 @@ async def test_the_session_log_of_the_observer_holds_what_a_replay_needs(tmp_pat
         call.recorder.event_handled = both  # type: ignore[method-assign]
         call.says(at=0.5, for_s=0.5)
         await call.until("response.done")
-    lines = (tmp_path / "log" / "test.jsonl").read_text().splitlines()
-    assert [from_record(json.loads(line)) for line in lines] == [
-        (now, event) for event, now in call.recorder.facts
-    ]
+    session_log.end("test")
+    records = [to_record(event, now) for event, now in call.recorder.facts]
+    assert replay_file(folder / "test.jsonl") == replay(records, options.parameters, SETTINGS, "test")
+    assert len(records) > 20
+
+
+def test_a_file_that_is_no_session_log_is_refused(tmp_path: Any):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="not the log of a session"):
+        replay_file(path)
 
 
 def test_a_record_of_an_unknown_event_is_refused():
