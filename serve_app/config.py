@@ -37,6 +37,8 @@ class TurnTaking(_Section):
     prefix_padding_ms: int = Field(default=300, ge=0, le=2000)
     silence_duration_ms: int = Field(default=500, ge=100, le=5000)
     """Silence that ends a turn."""
+    eagerness: Literal["low", "medium", "high"] | None = None
+    """Set: the wait follows what was said (`semantic_vad`) and `silence_duration_ms` is not used."""
     interruption_min_ms: int = Field(default=96, ge=32, le=2000)
     """Speech over the agent that interrupts it; three frames of 32 ms."""
     speech_min_ms: int = Field(default=64, ge=32, le=1000)
@@ -115,7 +117,9 @@ class Config(_Section):
 
     def server_vad(self) -> ServerVad:
         turns = self.turn_taking
-        return ServerVad(turns.threshold, turns.prefix_padding_ms, turns.silence_duration_ms)
+        return ServerVad(
+            turns.threshold, turns.prefix_padding_ms, turns.silence_duration_ms, eagerness=turns.eagerness
+        )
 
     def parameters(self) -> Parameters:
         turns = self.turn_taking

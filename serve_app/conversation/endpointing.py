@@ -46,7 +46,7 @@ _OPEN_WORDS = frozenset(
     """a an the this these those my your his her its our their some any each every
     and or but so because since although though while if unless when where that which who whose than as like
     of to in on at by for from with without about into over under between through after before during
-    is are was were be been am will would can could shall should may might must do does did have has had
+    is are was were be been am will would can could shall should may might must have has had
     i we they he she you it's i'm um uh er erm hmm well okay actually maybe also just very really
     not no please tell ask let's want need""".split()  # noqa: SIM905 - reads best as words
 ) - frozenset("no you it that this please okay well so not".split())  # noqa: SIM905

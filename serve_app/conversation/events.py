@@ -8,6 +8,8 @@ The second half are the client's wishes; each may carry the client's `event_id`,
 from dataclasses import dataclass
 from typing import Literal, NewType
 
+from .endpointing import Eagerness
+
 TranscriptionId = NewType("TranscriptionId", int)
 SegmentId = NewType("SegmentId", int)
 ChunkId = NewType("ChunkId", int)
@@ -129,6 +131,8 @@ class ServerVad:
     silence_duration_ms: int = 500
     create_response: bool = True
     interrupt_response: bool = True
+    eagerness: Eagerness | None = None
+    """Set: the wait follows the words (semantic_vad); None: it is `silence_duration_ms` (server_vad)."""
 
 
 @dataclass(frozen=True, slots=True)

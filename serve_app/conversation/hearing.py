@@ -22,11 +22,12 @@ from .commands import (
     Transcribe,
     TurnCommitted,
 )
+from .endpointing import EndpointingPolicy
 from .events import Failure, ItemId, ServerVad, Settings, TranscriptionId
 from .history import History
 from .parameters import Ids, Parameters
 from .timeline import TurnTimeline
-from .turn_taking import INPUT_RATE, EndpointingPolicy, TurnDetector, TurnEdge, UserState, ms_of, samples_of
+from .turn_taking import INPUT_RATE, TurnDetector, TurnEdge, UserState, ms_of, samples_of
 
 MIN_COMMIT_MS = 100
 """Less audio than this cannot be committed by the client; OpenAI's figure."""
@@ -132,7 +133,7 @@ class Hearing:
         vad = settings.turn_detection
         if vad is not None:
             self._detector.threshold = vad.threshold
-            self._endpointing = EndpointingPolicy(vad.silence_duration_ms)
+            self._endpointing = EndpointingPolicy(vad.silence_duration_ms, vad.eagerness)
         elif self._vad is not None:  # from here on the client commits, beginning with the speech under way
             self._committed_to = self._turn.start if self._turn else self._detector.position
             self._forget_turn()

@@ -37,17 +37,6 @@ class TurnEdge(Enum):
     """The silence reached the endpoint; `speech_start` and `speech_end` hold until the next STARTED."""
 
 
-class EndpointingPolicy:
-    """How long a silence must last to end the turn."""
-
-    def __init__(self, silence_ms: int) -> None:
-        self._silence = samples_of(silence_ms)
-
-    def delay(self, transcript: str | None) -> int:
-        """Samples of silence after which the turn is over; `transcript` is what was said, where it is known already."""
-        return self._silence
-
-
 class TurnDetector:
     """Speech edges from frame probabilities, with hysteresis.
 

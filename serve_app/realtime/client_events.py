@@ -91,6 +91,7 @@ class TurnDetection(_Wire):
     """50: under two frames of the detector a pause between two syllables would end the turn."""
     create_response: bool | None = None
     interrupt_response: bool | None = None
+    eagerness: Literal["low", "medium", "high", "auto"] | None = None
     idle_timeout_ms: object = None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from serve_app.conversation.endpointing import Eagerness
 from serve_app.conversation.events import Modality, ServerVad, Settings
 
 from .client_events import (
@@ -282,24 +283,35 @@ def _merge_transcription(settings: Settings, transcription: Transcription) -> Se
 
 def _merge_vad(base: ServerVad, wanted: TurnDetection) -> ServerVad:
     path = "session.audio.input.turn_detection"
-    if wanted.type == "semantic_vad":
-        raise not_supported(f"{path}.type", "'semantic_vad'; 'server_vad' is")
-    if wanted.type != "server_vad":
-        raise ProtocolError("invalid_value", f"Invalid '{path}.type': must be 'server_vad'.", f"{path}.type")
+    if wanted.type not in ("server_vad", "semantic_vad"):
+        message = f"Invalid '{path}.type': must be 'server_vad' or 'semantic_vad'."
+        raise ProtocolError("invalid_value", message, f"{path}.type")
     refuse_unbuilt({"idle_timeout_ms": wanted.idle_timeout_ms}, path)
-    given = wanted.model_dump(exclude_none=True, exclude={"type", "idle_timeout_ms"})
-    return replace(base, **given)
+    given = wanted.model_dump(exclude_none=True, exclude={"type", "idle_timeout_ms", "eagerness"})
+    return replace(base, **given, eagerness=_eagerness(wanted))
+
+
+def _eagerness(wanted: TurnDetection) -> Eagerness | None:
+    """None for server_vad; "auto" is "medium", as in OpenAI's."""
+    if wanted.type == "server_vad":
+        return None
+    return "medium" if wanted.eagerness is None or wanted.eagerness == "auto" else wanted.eagerness
 
 
 def _vad_to_wire(vad: ServerVad) -> dict[str, object]:
+    answers: dict[str, object] = {
+        "create_response": vad.create_response,
+        "interrupt_response": vad.interrupt_response,
+    }
+    if vad.eagerness is not None:
+        return {"type": "semantic_vad", "eagerness": vad.eagerness, **answers}
     return {
         "type": "server_vad",
         "threshold": vad.threshold,
         "prefix_padding_ms": vad.prefix_padding_ms,
         "silence_duration_ms": vad.silence_duration_ms,
-        "create_response": vad.create_response,
-        "interrupt_response": vad.interrupt_response,
         "idle_timeout_ms": None,
+        **answers,
     }
 
 

@@ -3,7 +3,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.conversation.turn_taking import (
-    EndpointingPolicy,
     TurnDetector,
     TurnEdge,
     UserState,
@@ -103,11 +102,6 @@ def test_reset_forgets_the_speech_under_way_and_keeps_the_position() -> None:
     push(ears, 0.9)
     ears.reset()
     assert push(ears, 0.9) == [], "the frame before the reset does not count"
-
-
-def test_endpointing_waits_for_the_set_silence_whatever_was_said() -> None:
-    policy = EndpointingPolicy(500)
-    assert policy.delay(None) == policy.delay("well,") == 8000
 
 
 @pytest.mark.parametrize("ms", [0, 1, 32, 96, 500, 60_000])

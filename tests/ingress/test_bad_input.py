@@ -97,10 +97,10 @@ CASES: dict[str, tuple[Json | str, str, str | None]] = {
         "invalid_value",
         f"{AUDIO_IN}.turn_detection.threshold",
     ),
-    "semantic_vad": (
-        update(audio={"input": {"turn_detection": {"type": "semantic_vad"}}}),
-        "not_supported",
-        f"{AUDIO_IN}.turn_detection.type",
+    "an eagerness that is none": (
+        update(audio={"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "very"}}}),
+        "invalid_value",
+        f"{AUDIO_IN}.turn_detection.eagerness",
     ),
     "noise reduction": (
         update(audio={"input": {"noise_reduction": {"type": "near_field"}}}),

@@ -123,6 +123,26 @@ def test_the_type_of_the_session_may_be_left_out():
     assert updated({}) == CURRENT
 
 
+@pytest.mark.parametrize(
+    ("asked", "shown"), [({}, "medium"), ({"eagerness": "auto"}, "medium"), ({"eagerness": "low"}, "low")]
+)
+def test_semantic_vad_follows_the_words_and_server_vad_ends_that(asked: dict[str, str], shown: str):
+    config = updated(audio_in(turn_detection={"type": "semantic_vad", **asked}))
+    vad = config.settings.turn_detection
+    assert vad is not None
+    assert (vad.eagerness, vad.threshold) == (shown, 0.7)
+    wire: Any = to_wire(config, "s")
+    assert wire["audio"]["input"]["turn_detection"] == {
+        "type": "semantic_vad",
+        "eagerness": shown,
+        "create_response": True,
+        "interrupt_response": True,
+    }
+    again = updated(server_vad(), config).settings.turn_detection
+    assert again is not None
+    assert again.eagerness is None
+
+
 def test_server_vad_after_null_starts_from_the_deployments_defaults():
     without = with_settings(turn_detection=None)
     config = updated(server_vad(threshold=0.4), without)
@@ -176,11 +196,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "temperature": ({"temperature": 0.8}, "not_supported", "session.temperature"),
     "a name of the beta": ({"voice": "alloy"}, "unknown_parameter", "session.voice"),
     "turn detection of the beta": ({"turn_detection": None}, "unknown_parameter", "session.turn_detection"),
-    "semantic_vad": (
-        audio_in(turn_detection={"type": "semantic_vad", "eagerness": "auto"}),
-        "not_supported",
-        f"{IN}.turn_detection.type",
-    ),
     "unknown detector": (
         audio_in(turn_detection={"type": "vad"}),
         "invalid_value",
