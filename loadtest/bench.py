@@ -25,8 +25,10 @@ def main() -> None:
     turns.add_argument(
         "--late", action="store_true", help="transcribe at the endpoint, not at the first silence"
     )
+    turns.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
     barge = commands.add_parser("barge-in", help="from onset to silence")
     barge.add_argument("--trials", type=int, default=40)
+    barge.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
     digits = commands.add_parser("digits", help="word error rate of live digit strings")
     digits.add_argument("--model", type=Path, default=AUDIO.parent / "models" / "whisper-digits-int8")
     digits.add_argument("--sessions", type=int, default=4)
@@ -49,10 +51,12 @@ def main() -> None:
                 turns=args.turns,
                 stt_s=args.stt_s,
                 early=not args.late,
+                drafts=args.drafts,
             )
         case "barge-in":
-            clear = {name: clip for name, clip in (clips | strings).items() if has_onset(clip)}
-            bench_barge_in.run(clear, proxy=args.proxy, trials=args.trials)
+            # The strings are cut close to the speech: only there is an energy onset the onset of speech.
+            chosen = {n: c for n, c in clips.items() if has_onset(c)} if args.sentences else strings
+            bench_barge_in.run(chosen, proxy=args.proxy, trials=args.trials)
         case "digits":
             bench_words.run_digits(args.audio, strings, args.model.resolve(), args.sessions, args.proxy)
         case "heard":

@@ -46,6 +46,8 @@ class TurnTaking(_Section):
     pause_min_ms: int = Field(default=96, ge=32, le=1000)
     """The first silence, at which transcription starts ahead of the endpoint."""
     transcribe_at_pause: bool = True
+    drafts_per_turn: int = Field(default=3, ge=0, le=10)
+    """Answers begun at a pause in case it is the end of the turn; a wrong one costs tokens and is never heard. 0: none."""
     max_turn_s: float = Field(default=60, ge=1, le=300)
     """A turn is committed at this length whatever is being said."""
 
@@ -128,6 +130,7 @@ class Config(_Section):
             speech_min_ms=turns.speech_min_ms,
             pause_min_ms=turns.pause_min_ms,
             transcribe_at_pause=turns.transcribe_at_pause,
+            drafts_per_turn=turns.drafts_per_turn,
             max_turn_s=turns.max_turn_s,
             playout_lead_s=self.playout.lead_ms / 1000,
         )

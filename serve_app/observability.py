@@ -38,6 +38,10 @@ class Metrics:
             tag_keys=("stage",),
         )
         self._responses = Counter("voice_serve_responses", "Answers by how they ended", tag_keys=("outcome",))
+        self._drafts = Counter(
+            "voice_serve_drafts", "Answers begun before the end of the turn", tag_keys=("outcome",)
+        )
+        self._wasted = Counter("voice_serve_draft_tokens_wasted", "Tokens of drafts that were dropped")
         self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica")
         self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
 
@@ -47,6 +51,11 @@ class Metrics:
             return
         for stage, seconds in done.latency.stages().items():
             self._stage.observe(seconds, tags={"stage": stage})
+
+    def draft(self, wasted_tokens: int | None) -> None:
+        self._drafts.inc(tags={"outcome": "confirmed" if wasted_tokens is None else "dropped"})
+        if wasted_tokens:
+            self._wasted.inc(wasted_tokens)
 
     def sessions(self, count: int) -> None:
         self._sessions.set(count)
@@ -68,6 +77,10 @@ class TurnObserver:
         if self._metrics is not None:
             self._metrics.turn(done)
         log.info("turn", extra=turn_fields(session_id, done))
+
+    def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
+        if self._metrics is not None:
+            self._metrics.draft(wasted_tokens)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         if self._session_log is not None:

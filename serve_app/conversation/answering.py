@@ -3,6 +3,9 @@
 Tokens are cut into segments, segments are synthesised one after the other, their chunks are paced by `Playout`. The
 words of a segment are shown with its first sound, never before. An answer is done when its last chunk was sent; its
 sound goes on for the lead, and an interruption in that time still cuts what was heard (`interrupt`).
+
+A draft is an answer begun at a pause of the user, before the turn has ended. It is no response: no event tells of it,
+its first segment is synthesised and held. `start` goes on with it if it answers exactly what is now asked.
 """
 
 from collections import deque
@@ -41,7 +44,7 @@ from .events import (
 )
 from .history import History
 from .parameters import Ids, Parameters
-from .playout import Playout, Utterance
+from .playout import Playout, Segment, Utterance
 from .segmentation import SpeechSegmenter
 from .timeline import TurnTimeline
 
@@ -74,6 +77,8 @@ class Answer:
     finish_reason: Literal["stop", "length"] | None = None
     """None while tokens are still to come."""
     usage: Usage = field(default_factory=Usage)
+    held: list[tuple[Segment, ChunkId, float]] = field(default_factory=list)
+    """Of a draft: sound that waits for the end of the turn."""
     shown: list[str] = field(default_factory=list)
     has_tokens: bool = False
     has_failed: bool = False
@@ -90,6 +95,10 @@ class Answering:
         self._emit = emit
         self._playout = Playout(parameters.playout_lead_s)
         self._answer: Answer | None = None
+        self._draft: Answer | None = None
+        """An answer to words that may not be all: no wire event, no sound, the first segment at most."""
+        self.has_draft_failed = False
+        """Since the last answer: there, the stage gets its second chance, and the client is told."""
 
     # --- what it knows ----------------------------------------------------------------------------------------------
 
@@ -107,35 +116,77 @@ class Answering:
 
     # --- an answer's course -----------------------------------------------------------------------------------------
 
-    def start(self, order: Order, timeline: TurnTimeline) -> None:
-        self._open(order, timeline)
-        self._generate()
+    @property
+    def has_draft(self) -> bool:
+        return self._draft is not None
 
-    def _open(self, order: Order, timeline: TurnTimeline) -> None:
+    def start(self, order: Order, timeline: TurnTimeline) -> None:
+        """Begin the answer, or go on with the draft if it answers the same."""
+        draft = self._draft
+        if draft is not None and draft.order == order:
+            self._confirm(draft, timeline)
+            return
+        self.drop_draft()
+        answer = self._new(order, timeline)
+        self._open(answer)
+        self._generate(answer)
+
+    def draft(self, order: Order) -> None:
+        """Begin an answer that may come to nothing; the client does not learn of it."""
+        self._draft = self._new(order, TurnTimeline())
+        self._generate(self._draft)
+
+    def drop_draft(self) -> None:
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self._emit(CancelWork(draft.response_id, wasted_tokens=draft.usage.output_tokens))
+
+    def _confirm(self, draft: Answer, timeline: TurnTimeline) -> None:
+        """The turn has ended as the draft expected: what was done ahead costs nothing any more."""
+        self._draft = None
+        for cut, at in draft.timeline.cuts.items():
+            timeline.mark(cut, at)
+        draft.timeline = timeline
+        self._open(draft, was_drafted=True)
+        for segment, chunk_id, duration_s in draft.held:
+            self._playout.push(draft.utterance, segment, chunk_id, duration_s)
+        draft.held.clear()
+
+    def _new(self, order: Order, timeline: TurnTimeline) -> Answer:
         response_id, item_id = self._ids.response(), self._ids.item()
-        utterance = self._playout.begin(item_id, response_id)
-        self._answer = Answer(response_id, item_id, order, timeline, utterance)
+        return Answer(response_id, item_id, order, timeline, Utterance(item_id, response_id))
+
+    def _open(self, answer: Answer, *, was_drafted: bool = False) -> None:
+        self._answer = answer
+        self.has_draft_failed = False
+        self._playout.admit(answer.utterance)
+        order = answer.order
         self._emit(
             ResponseStarted(
-                response_id, item_id, order.modality, order.metadata, order.voice, order.max_output_tokens
+                answer.response_id,
+                answer.item_id,
+                order.modality,
+                order.metadata,
+                order.voice,
+                order.max_output_tokens,
+                was_drafted,
             )
         )
 
     def refuse(self, order: Order, failure: Failure) -> None:
         """An answer that fails before it begins, so that whoever waits for one is told."""
-        self._open(order, TurnTimeline())
+        self._open(self._new(order, TurnTimeline()))
         self.finish("failed", failure=failure)
 
-    def _generate(self) -> None:
-        answer = self._answer
-        assert answer is not None
+    def _generate(self, answer: Answer) -> None:
         self._emit(Generate(answer.response_id, answer.order.messages, answer.order.max_output_tokens))
 
     def _current(self, response_id: ResponseId) -> Answer | None:
         """The one place where news of an answer that is no longer wanted are dropped."""
-        if self._answer is None or self._answer.response_id != response_id:
-            return None
-        return self._answer
+        for answer in (self._answer, self._draft):
+            if answer is not None and answer.response_id == response_id:
+                return answer
+        return None
 
     def tokens_generated(self, response_id: ResponseId, text: str, now: float) -> None:
         answer = self._current(response_id)
@@ -175,14 +226,17 @@ class Answering:
             return
         answer.timeline.mark("first_audio", now)
         segment.words += event.words
-        self._playout.push(answer.utterance, segment, event.chunk_id, event.duration_s)
+        if answer is self._draft:
+            answer.held.append((segment, event.chunk_id, event.duration_s))
+        else:
+            self._playout.push(answer.utterance, segment, event.chunk_id, event.duration_s)
 
     def synthesis_finished(self, response_id: ResponseId, segment_id: SegmentId) -> None:
         answer = self._current(response_id)
         segment = answer.utterance.segment(segment_id) if answer else None
         if answer is None or segment is None:
             return
-        if segment.duration_s == 0.0:
+        if segment.duration_s == 0.0 and not answer.held:
             self.failed(response_id, NOTHING_SYNTHESIZED)
             return
         segment.is_finished = True
@@ -193,6 +247,10 @@ class Answering:
         answer = self._current(response_id)
         if answer is None:
             return
+        if answer is self._draft:
+            self.drop_draft()
+            self.has_draft_failed = True
+            return
         if answer.has_failed or answer.shown or not failure.retryable:
             self.finish("failed", failure=failure)
             return
@@ -202,12 +260,14 @@ class Answering:
         self._answer = Answer(
             response_id, answer.item_id, answer.order, answer.timeline, answer.utterance, has_failed=True
         )
-        self._generate()
+        self._generate(self._answer)
 
     # --- playing ----------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
         """Whatever can go on: the next segment to the voice, the next chunk to the socket, the end of the answer."""
+        if self._draft is not None and not self._draft.utterance.segments:
+            self._synthesize_next(self._draft)
         answer = self._answer
         if answer is not None:
             self._synthesize_next(answer)
@@ -335,6 +395,7 @@ class Answering:
         self._emit(ItemTruncated(utterance.item_id, end_ms))
 
     def close(self) -> None:
+        self.drop_draft()
         if self._answer is not None:
             self._emit(CancelWork(self._answer.response_id))
             self._answer = None

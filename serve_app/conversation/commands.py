@@ -66,6 +66,8 @@ class CancelWork:
     """Stop the generation and synthesis of the response and forget its unsent audio."""
 
     response_id: ResponseId
+    wasted_tokens: int | None = None
+    """Set for a draft that came to nothing: what was generated of it in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ class ResponseStarted:
     metadata: tuple[tuple[str, str], ...] = ()
     voice: str = ""
     max_output_tokens: int | None = None
+    was_drafted: bool = False
+    """It was begun before the turn had ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Conversation:
         self._hearing = Hearing(parameters, settings, self.history, self._ids, self._emit)
         self._answering = Answering(parameters, self.history, self._ids, self._emit)
         self._interruption = InterruptionPolicy(parameters.interruption_min_ms)
+        self._drafts_per_turn = parameters.drafts_per_turn
         self._is_owed = False
         self._requested: ResponseRequested | None = None
         self._timeline = TurnTimeline()
@@ -198,6 +199,22 @@ class Conversation:
         if (self._is_owed or self._requested is not None) and self._may_answer():
             self._start_answer()
             self._answering.advance(now)
+        self._keep_draft()
+
+    def _keep_draft(self) -> None:
+        """An answer is begun at a pause, in case it is the end of the turn, and dropped if it was not."""
+        turn = self._hearing.paused_turn
+        if turn is None:
+            self._answering.drop_draft()
+        elif not self._answering.has_draft and turn.drafts < self._drafts_per_turn and self._may_draft():
+            turn.drafts += 1
+            self._answering.draft(self._order(ResponseRequested(), and_then=turn.transcript or ""))
+
+    def _may_draft(self) -> bool:
+        vad = self._settings.turn_detection
+        is_answered = vad is not None and vad.create_response and self._settings.modality == "audio"
+        is_busy = self._answering.is_active or self._hearing.is_awaiting_words or self._requested is not None
+        return is_answered and not is_busy and not self._answering.has_draft_failed
 
     def _hear_words(self, heard: TurnHeard) -> None:
         turn, result = heard.turn, heard.result
@@ -233,10 +250,10 @@ class Conversation:
         timeline, self._timeline = self._timeline, TurnTimeline()
         self._answering.start(order, timeline)
 
-    def _order(self, wish: ResponseRequested) -> Order:
+    def _order(self, wish: ResponseRequested, *, and_then: str = "") -> Order:
         settings = self._settings
         return Order(
-            messages=self.history.messages(wish.instructions or settings.instructions),
+            messages=self.history.messages(wish.instructions or settings.instructions, and_then=and_then),
             modality=wish.modality or settings.modality,
             voice=wish.voice or settings.voice,
             speed=settings.speed,
@@ -251,6 +268,7 @@ class Conversation:
             case SessionConfigured(settings):
                 self._settings = settings
                 self._hearing.configure(settings)
+                self._answering.drop_draft()  # it was begun in another voice or format
                 self._emit(SettingsChanged(settings))
             case AudioCommitted(event_id):
                 self._hearing.commit(event_id, now)

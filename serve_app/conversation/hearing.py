@@ -48,6 +48,8 @@ class Turn:
     transcript: str | None = None
     has_failed: bool = False
     """Its transcription has failed once."""
+    drafts: int = 0
+    """Answers that were begun while it was still open."""
     timeline: TurnTimeline = field(default_factory=TurnTimeline)
 
 
@@ -99,6 +101,14 @@ class Hearing:
     def has_turn(self) -> bool:
         """The user has the floor."""
         return self._turn is not None
+
+    @property
+    def paused_turn(self) -> Turn | None:
+        """The open turn while its speech pauses and the words so far are known: perhaps all there will be."""
+        turn = self._turn
+        if turn is None or not turn.transcript or self._detector.state is not UserState.PAUSING:
+            return None
+        return turn
 
     @property
     def wants_floor(self) -> bool:

@@ -54,20 +54,23 @@ class History:
         """Raises KeyError if it is not there."""
         self.version += bool(self._items.pop(item_id).text)
 
-    def messages(self, instructions: str) -> tuple[Message, ...]:
+    def messages(self, instructions: str, *, and_then: str = "") -> tuple[Message, ...]:
         """The conversation for a language model: instructions first, empty items left out.
+
+        `and_then`: as if these words of the user followed.
 
         Neighbours of one role become one message: chat templates ask for roles that alternate, and a user who goes on
         after a pause, or after interrupting, has said one thing.
         """
         messages = [Message("system", instructions)] if instructions else []
-        for item in self._items.values():
-            if not item.text:
+        said: list[tuple[Role, str]] = [(item.role, item.text) for item in self._items.values()]
+        for role, text in [*said, ("user", and_then)]:
+            if not text:
                 continue
-            if messages and messages[-1].role == item.role != "system":
-                messages[-1] = Message(item.role, f"{messages[-1].text} {item.text}")
+            if messages and messages[-1].role == role != "system":
+                messages[-1] = Message(role, f"{messages[-1].text} {text}")
             else:
-                messages.append(Message(item.role, item.text))
+                messages.append(Message(role, text))
         return tuple(messages)
 
     def last_role(self) -> Role | None:

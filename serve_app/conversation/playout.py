@@ -120,10 +120,15 @@ class Playout:
         self._drain_at = float("-inf")
 
     def begin(self, item_id: ItemId, response_id: ResponseId) -> Utterance:
-        """A new answer; of those before it only the last that sounded can still be asked about, or cut."""
-        sounded = [utterance for utterance in self._utterances if utterance.sent_s]
-        self._utterances = [*sounded[-1:], Utterance(item_id, response_id)]
-        return self._utterances[-1]
+        """A new answer, admitted."""
+        utterance = Utterance(item_id, response_id)
+        self.admit(utterance)
+        return utterance
+
+    def admit(self, utterance: Utterance) -> None:
+        """It may sound from now on; of those before it only the last that did can still be asked about, or cut."""
+        sounded = [before for before in self._utterances if before.sent_s]
+        self._utterances = [*sounded[-1:], utterance]
 
     def utterance(self, item_id: ItemId) -> Utterance | None:
         """None for an item whose word times are no longer held."""

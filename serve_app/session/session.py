@@ -32,7 +32,7 @@ from serve_app.conversation.commands import (
     Work,
 )
 from serve_app.conversation.conversation import Conversation
-from serve_app.conversation.events import AudioCommitted, AudioSent, Closed, Event, FrameScored
+from serve_app.conversation.events import AudioCommitted, AudioSent, Closed, Event, FrameScored, ResponseId
 from serve_app.conversation.parameters import Parameters
 from serve_app.realtime import codec
 from serve_app.realtime.client_events import InputAudio
@@ -79,6 +79,10 @@ class Observer(Protocol):
 
     def turn_done(self, session_id: str, done: ResponseDone) -> None: ...
 
+    def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
+        """An answer begun before the end of the turn was dropped; None: it was confirmed."""
+        ...
+
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         """Every fact with its time, None for a tick: what a replay needs."""
         ...
@@ -106,7 +110,8 @@ class Session:
             backlog_s=options.input_backlog_s,
         )
         self._output_format = config.output_format
-        """Of the answer under way: the client was told it with `response.created`."""
+        """Of the answer under way: the client was told it with `response.created`, or will be."""
+        self._last_generated: ResponseId | None = None
         self._calls = StageCalls(
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
@@ -278,13 +283,18 @@ class Session:
                     transcription_id, self._calls.transcribe(work, self._input.read(start, stop)), "stt"
                 )
             case Generate(response_id):
+                if response_id != self._last_generated:  # a second try keeps the format of the first
+                    self._last_generated = response_id
+                    self._output_format = self._mapper.config.output_format
                 self._spawn(response_id, self._calls.generate(work), "llm")
             case Synthesize(response_id):
                 self._spawn(response_id, self._calls.synthesize(work, self._output_format), "tts")
             case CancelTranscription(transcription_id):
                 self._cancel(transcription_id)
-            case CancelWork(response_id):
+            case CancelWork(response_id, wasted_tokens):
                 self._cancel(response_id)
+                if wasted_tokens is not None:
+                    self._observer.draft_ended(self.session_id, wasted_tokens=wasted_tokens)
                 self._calls.forget(response_id)
                 self._outbox.drop_audio(response_id)
             case Play(response_id, item_id, chunk_id):
@@ -312,8 +322,8 @@ class Session:
             task.cancel()
 
     def _tell(self, notice: Notice) -> None:
-        if isinstance(notice, ResponseStarted):
-            self._output_format = self._mapper.config.output_format
+        if isinstance(notice, ResponseStarted) and notice.was_drafted:
+            self._observer.draft_ended(self.session_id, wasted_tokens=None)
         for event in self._mapper.events(notice):
             self._send(event)
         if isinstance(notice, ResponseDone):

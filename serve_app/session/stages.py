@@ -66,6 +66,10 @@ class TimeLimits:
     tts_gap_s: float = 8.0
 
 
+class TimeLimitExceeded(EngineFailed):
+    """The engine gave nothing within the time that the configuration allows."""
+
+
 class StageCalls:
     def __init__(
         self,
@@ -91,7 +95,7 @@ class StageCalls:
     async def transcribe(self, command: Transcribe, pcm: bytes) -> None:
         limit = self._limits.stt_s
         try:
-            async with _within(limit, "stt", f"no transcript within {limit:g} s"):
+            async with within(limit, "stt", f"no transcript within {limit:g} s"):
                 transcript = await self._engines.transcriber.transcribe(
                     pcm, language=command.language, prompt=command.prompt
                 )
@@ -105,8 +109,8 @@ class StageCalls:
         limits, finish, usage = self._limits, None, None
         stream = self._engines.chat.generate(messages, sampling=self._limited(command.max_output_tokens))
         try:
-            paced = _paced(stream, "llm", "token", limits.llm_first_token_s, limits.llm_gap_s)
-            async with aclosing(paced) as deltas:
+            timed = paced(stream, "llm", "token", limits.llm_first_token_s, limits.llm_gap_s)
+            async with aclosing(timed) as deltas:
                 async for delta in deltas:
                     if delta.text:
                         self._report(TokensGenerated(command.response_id, delta.text))
@@ -131,8 +135,8 @@ class StageCalls:
         stream = self._engines.synthesizer.synthesize(text, voice=command.voice, speed=command.speed)
         words: tuple[WordTime, ...] = ()
         try:
-            paced = _paced(stream, "tts", "audio", limits.tts_first_audio_s, limits.tts_gap_s)
-            async with aclosing(paced) as chunks:
+            timed = paced(stream, "tts", "audio", limits.tts_first_audio_s, limits.tts_gap_s)
+            async with aclosing(timed) as chunks:
                 async for chunk in chunks:
                     words += tuple(_shifted(word, shift) for word in chunk.words)
                     for encoded, seconds in cutter.push(chunk):
@@ -155,23 +159,24 @@ class StageCalls:
 
 
 @asynccontextmanager
-async def _within(seconds: float, stage: Stage, message: str) -> AsyncIterator[None]:
+async def within(seconds: float, stage: Stage, message: str) -> AsyncIterator[None]:
+    """The block is cancelled after so long. Raises TimeLimitExceeded with `message`."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise EngineFailed(message, stage=stage, engine="time limit") from None
+        raise TimeLimitExceeded(message, stage=stage, engine="time limit") from None
 
 
-async def _paced(
+async def paced(
     stream: AsyncIterator[T], stage: Stage, what: str, first_s: float, gap_s: float
 ) -> AsyncGenerator[T, None]:
-    """The stream, with a limit on the wait for each item. Raises EngineFailed past it."""
+    """The stream, with a limit on the wait for each item. Raises TimeLimitExceeded past it."""
     limit = first_s
     # Every engine's stream is an async generator, so that closing it stops the engine; the protocol need not say so.
     async with aclosing(cast("AsyncGenerator[T, None]", stream)):
         while True:
-            async with _within(limit, stage, f"no {what} within {limit:g} s"):
+            async with within(limit, stage, f"no {what} within {limit:g} s"):
                 try:
                     item = await anext(stream)
                 except StopAsyncIteration:

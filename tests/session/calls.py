@@ -222,9 +222,13 @@ class Recorder:
     def __init__(self) -> None:
         self.done: list[ResponseDone] = []
         self.facts: list[tuple[Event | None, float]] = []
+        self.drafts: list[int | None] = []
 
     def turn_done(self, session_id: str, done: ResponseDone) -> None:
         self.done.append(done)
+
+    def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
+        self.drafts.append(wasted_tokens)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         self.facts.append((event, now))

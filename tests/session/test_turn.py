@@ -377,3 +377,32 @@ async def test_truncating_after_the_whole_answer_was_played_changes_nothing_it_s
     )
     assert [error["code"] for error in call.errors()] == ["item_not_found"]
     assert call.history()[1][1].endswith("word23.")
+
+
+@virtual_time
+async def test_an_answer_drafted_at_the_pause_sounds_at_the_endpoint():
+    options = SessionOptions(parameters=Parameters(drafts_per_turn=3))
+    async with calling(options=options) as call:
+        call.says(at=0.5, for_s=0.5)
+        done = await call.until("response.done")
+    assert call.recorder.drafts == [None], "one, confirmed"
+    metadata = done["response"]["metadata"]
+    assert float(metadata["latency.total_ms"]) == pytest.approx(
+        float(metadata["latency.endpointing_ms"]), abs=25
+    )
+    assert call.engines.chat.started == 1
+
+
+@virtual_time
+async def test_a_draft_to_half_a_sentence_is_stopped_in_its_engine_and_counted():
+    options = SessionOptions(parameters=Parameters(drafts_per_turn=3))
+    async with calling(options=options) as call:
+        call.says(at=0.5, for_s=0.5)
+        call.says(at=1.4, for_s=0.5)
+        await call.until("response.done")
+    [wasted, confirmed] = call.recorder.drafts
+    assert wasted is not None
+    assert wasted > 0
+    assert confirmed is None
+    assert len([e for _, e in call.events if e["type"] == "response.created"]) == 1
+    assert (call.engines.chat.started, call.engines.chat.cancelled) == (2, 1)
