@@ -4,21 +4,46 @@ python -m loadtest.bench turns --proxy haproxy --sessions 10
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from . import bench_barge_in, bench_churn, bench_turns, bench_vanish, bench_words
+from serve_app.audio.pcm import Audio
+
+from . import (
+    bench_barge_in,
+    bench_cancel,
+    bench_churn,
+    bench_espeak_words,
+    bench_turns,
+    bench_vanish,
+    bench_words,
+)
+from .application import ROOT
 from .caller import has_onset, recordings
 
-AUDIO = Path(__file__).parent.parent.parent / "shared" / "audio"
+SHARED = ROOT.parent / "shared"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
-    parser.add_argument(
-        "--audio", type=Path, default=AUDIO, help="folder of recordings (default: %(default)s)"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    turns = commands.add_parser("turns", help="latency account and overhead on scripted stages")
+    args = parser().parse_args()
+    run: Callable[[argparse.Namespace], None] = args.run
+    run(args)
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
+    commands = whole.add_subparsers(required=True, metavar="benchmark")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], what: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=what)
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--audio", type=Path, default=SHARED / "audio", help="recordings (default: %(default)s)"
+        )
+        command.add_argument("--proxy", choices=("default", "haproxy"), default="default")
+        return command
+
+    turns = add("turns", run_turns, "latency account and overhead on scripted stages")
     turns.add_argument("--sessions", type=int, default=10)
     turns.add_argument("--turns", type=int, default=6, help="of each session")
     turns.add_argument("--stt-s", type=float, default=0.1)
@@ -26,49 +51,78 @@ def main() -> None:
         "--late", action="store_true", help="transcribe at the endpoint, not at the first silence"
     )
     turns.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
-    barge = commands.add_parser("barge-in", help="from onset to silence")
+    barge = add("barge-in", run_barge_in, "from onset to silence")
     barge.add_argument("--trials", type=int, default=40)
     barge.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
-    digits = commands.add_parser("digits", help="word error rate of live digit strings")
-    digits.add_argument("--model", type=Path, default=AUDIO.parent / "models" / "whisper-digits-int8")
+    digits = add("digits", run_digits, "word error rate of live digit strings")
+    digits.add_argument("--model", type=Path, default=SHARED / "models" / "whisper-digits-int8")
     digits.add_argument("--sessions", type=int, default=4)
-    heard = commands.add_parser("heard", help="words kept in the history against words played")
+    heard = add("heard", run_heard, "words kept in the history against words played")
     heard.add_argument("--cuts", type=int, default=40)
-    noise = commands.add_parser("noise", help="what noise does to the floor")
-    churn = commands.add_parser("churn", help="sessions dropped at random moments")
+    espeak = add("heard-espeak", run_heard_espeak, "the same with a real voice, judged from the waveform")
+    espeak.add_argument("--cuts", type=int, default=20)
+    cancel = add("cancel", run_cancel, "how soon engines take new work after a cancelled call")
+    cancel.add_argument("--trials", type=int, default=10)
+    add("noise", run_noise, "what noise does to the floor")
+    churn = add("churn", run_churn, "sessions dropped at random moments")
     churn.add_argument("--sessions", type=int, default=200)
-    vanish = commands.add_parser("vanish", help="clients that stop reading or are cut off")
-    for command in (turns, barge, digits, heard, noise, churn, vanish):
-        command.add_argument("--proxy", choices=("default", "haproxy"), default="default")
-    args = parser.parse_args()
-    clips, strings = recordings(args.audio / "speech"), recordings(args.audio / "digits")
-    match args.command:
-        case "turns":
-            bench_turns.run(
-                list(strings.values()),  # said without a pause that would end a turn
-                proxy=args.proxy,
-                sessions=args.sessions,
-                turns=args.turns,
-                stt_s=args.stt_s,
-                early=not args.late,
-                drafts=args.drafts,
-            )
-        case "barge-in":
-            # The strings are cut close to the speech: only there is an energy onset the onset of speech.
-            chosen = {n: c for n, c in clips.items() if has_onset(c)} if args.sentences else strings
-            bench_barge_in.run(chosen, proxy=args.proxy, trials=args.trials)
-        case "digits":
-            bench_words.run_digits(args.audio, strings, args.model.resolve(), args.sessions, args.proxy)
-        case "heard":
-            bench_words.run_heard(strings, args.cuts, args.proxy)
-        case "noise":
-            bench_words.run_noise(recordings(args.audio / "noise"), clips["p287_001"], args.proxy)
-        case "churn":
-            bench_churn.run(list(clips.values()), args.sessions, args.proxy)
-        case "vanish":
-            bench_vanish.run(clips["p287_001"], args.proxy)
-        case _:
-            parser.error("unknown benchmark")
+    add("vanish", run_vanish, "clients that stop reading or are cut off")
+    return whole
+
+
+def sentences(args: argparse.Namespace) -> dict[str, Audio]:
+    return recordings(args.audio / "speech")
+
+
+def strings(args: argparse.Namespace) -> dict[str, Audio]:
+    """Spoken digits, cut close to the speech and said without a pause that would end a turn."""
+    return recordings(args.audio / "digits")
+
+
+def run_turns(args: argparse.Namespace) -> None:
+    bench_turns.run(
+        list(strings(args).values()),
+        proxy=args.proxy,
+        sessions=args.sessions,
+        turns=args.turns,
+        stt_s=args.stt_s,
+        early=not args.late,
+        drafts=args.drafts,
+    )
+
+
+def run_barge_in(args: argparse.Namespace) -> None:
+    # Only where a recording is cut close to the speech is the onset of energy the onset of speech.
+    clear = {n: c for n, c in sentences(args).items() if has_onset(c)} if args.sentences else strings(args)
+    bench_barge_in.run(clear, proxy=args.proxy, trials=args.trials)
+
+
+def run_digits(args: argparse.Namespace) -> None:
+    bench_words.run_digits(args.audio, strings(args), args.model.resolve(), args.sessions, args.proxy)
+
+
+def run_heard(args: argparse.Namespace) -> None:
+    bench_words.run_heard(strings(args), args.cuts, args.proxy)
+
+
+def run_heard_espeak(args: argparse.Namespace) -> None:
+    bench_espeak_words.run(list(strings(args).values()), args.cuts, args.proxy)
+
+
+def run_cancel(args: argparse.Namespace) -> None:
+    bench_cancel.run(ROOT / "config.yaml", sentences(args)["LJ002-0020"], args.trials)
+
+
+def run_noise(args: argparse.Namespace) -> None:
+    bench_words.run_noise(recordings(args.audio / "noise"), sentences(args)["p287_001"], args.proxy)
+
+
+def run_churn(args: argparse.Namespace) -> None:
+    bench_churn.run(list(sentences(args).values()), args.sessions, args.proxy)
+
+
+def run_vanish(args: argparse.Namespace) -> None:
+    bench_vanish.run(sentences(args)["p287_001"], args.proxy)
 
 
 if __name__ == "__main__":
