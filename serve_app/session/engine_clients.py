@@ -48,6 +48,10 @@ async def cancelling(response: Any, stage: Stage) -> AsyncIterator[Any]:
         raise EngineFailed(
             f"the replica was lost ({type(error).__name__})", stage=stage, engine="serve"
         ) from error
+    except Exception as error:  # over gRPC a fault of the replica's own arrives as itself
+        raise EngineFailed(
+            f"the replica failed ({type(error).__name__}: {error})", stage=stage, engine="serve"
+        ) from error
     finally:
         response.cancel()
 
@@ -64,10 +68,8 @@ class RemoteTranscriber:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._transcribe = handle.options(_by_reference=False).transcribe
 
-    async def transcribe(
-        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
-    ) -> Transcript:
-        call = self._transcribe.remote(pcm, language, prompt, is_interim)
+    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+        call = self._transcribe.remote(pcm, language, prompt)
         async with cancelling(call, "stt") as response:
             transcript: Transcript = await response
             return transcript
