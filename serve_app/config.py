@@ -46,6 +46,9 @@ class TurnTaking(_Section):
     pause_min_ms: int = Field(default=96, ge=32, le=1000)
     """The first silence, at which transcription starts ahead of the endpoint."""
     transcribe_at_pause: bool = True
+    interim_ms: int = Field(default=0, ge=0, le=10_000)
+    """The transcript so far is shown this often while the user speaks; less often where that would take more than half
+    of the time. 0: never."""
     drafts_per_turn: int = Field(default=3, ge=0, le=10)
     """Answers begun at a pause in case it is the end of the turn; a wrong one costs tokens and is never heard. 0: none."""
     max_turn_s: float = Field(default=60, ge=1, le=300)
@@ -130,6 +133,7 @@ class Config(_Section):
             speech_min_ms=turns.speech_min_ms,
             pause_min_ms=turns.pause_min_ms,
             transcribe_at_pause=turns.transcribe_at_pause,
+            interim_s=turns.interim_ms / 1000,
             drafts_per_turn=turns.drafts_per_turn,
             max_turn_s=turns.max_turn_s,
             playout_lead_s=self.playout.lead_ms / 1000,

@@ -38,6 +38,8 @@ class Transcribe:
     stop: int
     language: str | None
     prompt: str | None
+    is_interim: bool = False
+    """Speech goes on: worth doing only if nothing better is to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,14 @@ class TurnCommitted:
 @dataclass(frozen=True, slots=True)
 class InputCleared:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptGrown:
+    """Words of the turn under way that two transcriptions agree on; `TranscriptCompleted` has the last word."""
+
+    item_id: ItemId
+    delta: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +258,7 @@ Notice = (
     | TurnCommitted
     | InputCleared
     | TranscriptCompleted
+    | TranscriptGrown
     | TranscriptFailed
     | ItemAdded
     | ItemShown

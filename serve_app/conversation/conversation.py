@@ -173,7 +173,7 @@ class Conversation:
             case TranscriptFinished(transcription_id, text):
                 self._hearing.transcript_finished(transcription_id, text, now)
             case TranscriptionFailed(transcription_id, failure):
-                self._hearing.transcription_failed(transcription_id, failure)
+                self._hearing.transcription_failed(transcription_id, failure, now)
             case TokensGenerated(response_id, text):
                 self._answering.tokens_generated(response_id, text, now)
             case GenerationFinished():
@@ -194,7 +194,7 @@ class Conversation:
     def _settle(self, now: float) -> None:
         for heard in self._hearing.take_heard():
             self._hear_words(heard)
-        self._hearing.pump()
+        self._hearing.pump(now)
         self._answering.advance(now)
         if (self._is_owed or self._requested is not None) and self._may_answer():
             self._start_answer()

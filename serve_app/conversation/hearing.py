@@ -8,6 +8,7 @@ Who may take the floor is decided in `conversation.py`: it calls `open_turn` whe
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import assert_never
 
 from .commands import (
@@ -20,6 +21,7 @@ from .commands import (
     SpeechStarted,
     SpeechStopped,
     Transcribe,
+    TranscriptGrown,
     TurnCommitted,
 )
 from .endpointing import EndpointingPolicy
@@ -50,7 +52,21 @@ class Turn:
     """Its transcription has failed once."""
     drafts: int = 0
     """Answers that were begun while it was still open."""
+    interim: list[str] = field(default_factory=list)
+    """The words of the last interim transcription."""
+    shown: list[str] = field(default_factory=list)
+    """The words that two interim transcriptions agreed on and the client was shown."""
     timeline: TurnTimeline = field(default_factory=TurnTimeline)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A transcription under way."""
+
+    transcription_id: TranscriptionId
+    turn: Turn
+    is_interim: bool
+    began_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,10 @@ class Hearing:
         self._turn: Turn | None = None
         self._committed_to = 0
         """Where the last turn ended: the next one takes nothing from before it."""
-        self._in_flight: tuple[TranscriptionId, Turn] | None = None
+        self._in_flight: _Flight | None = None
+        self._next_interim = 0
+        """The position from which on another interim transcription is due."""
+        self._interim_gap = parameters.interim_s
         self._waiting: deque[Turn] = deque()
         self._heard: list[TurnHeard] = []
         self._last_frame_at = 0.0
@@ -123,7 +142,7 @@ class Hearing:
     @property
     def is_awaiting_words(self) -> bool:
         """A committed turn has no transcript yet."""
-        return bool(self._waiting) or (self._in_flight is not None and self._in_flight[1].is_committed)
+        return bool(self._waiting) or (self._in_flight is not None and self._in_flight.turn.is_committed)
 
     @property
     def deadline(self) -> float | None:
@@ -194,6 +213,7 @@ class Hearing:
         padded = self._detector.speech_start - samples_of(self._vad.prefix_padding_ms)
         start = max(padded, self._committed_to, 0)
         self._turn = Turn(self._ids.item(), start=start, began=self._speech_began)
+        self._next_interim = self._detector.speech_start + int(self._interim_gap * INPUT_RATE)
         self._emit(SpeechStarted(self._turn.item_id, ms_of(self._turn.start)))
 
     def _end_turn(self, stop: int, now: float) -> None:
@@ -208,6 +228,7 @@ class Hearing:
         self._commit(turn, stop, now)
 
     def _commit(self, turn: Turn, stop: int, now: float) -> None:
+        self._cancel_interim()
         turn.stop, turn.is_committed = stop, True
         turn.timeline.mark("endpoint", now)
         self._turn, self._committed_to = None, stop
@@ -215,7 +236,7 @@ class Hearing:
         self._emit(TurnCommitted(turn.item_id, previous))
         if turn.transcript is not None:
             self._heard.append(TurnHeard(turn, turn.transcript))
-        elif self._in_flight is None or self._in_flight[1] is not turn:
+        elif self._in_flight is None or self._in_flight.turn is not turn:
             self._waiting.append(turn)
 
     def _commit_buffer(self, now: float) -> None:
@@ -256,16 +277,20 @@ class Hearing:
 
     # --- transcription ----------------------------------------------------------------------------------------------
 
-    def pump(self) -> None:
+    def pump(self, now: float) -> None:
         """Start the transcription that is wanted next, if none is in flight."""
+        if self._waiting or self._wants_draft_transcript():
+            self._cancel_interim()
         if self._in_flight is not None:
             return
         if self._waiting:
-            self._transcribe(self._waiting.popleft())
-        elif self._wants_draft_transcript():
-            assert self._turn is not None
+            self._transcribe(self._waiting.popleft(), now)
+        elif self._turn is not None and self._wants_draft_transcript():
             self._turn.stop = self._speech_stop()
-            self._transcribe(self._turn)
+            self._transcribe(self._turn, now)
+        elif self._turn is not None and self._wants_interim():
+            self._turn.stop = self._detector.position
+            self._transcribe(self._turn, now, is_interim=True)
 
     def _wants_draft_transcript(self) -> bool:
         return (
@@ -276,18 +301,30 @@ class Hearing:
             and not self._turn.has_failed
         )
 
-    def _transcribe(self, turn: Turn) -> None:
+    def _wants_interim(self) -> bool:
+        is_speaking = self._detector.state is UserState.SPEAKING
+        return is_speaking and self._interim_gap > 0 and self._detector.position >= self._next_interim
+
+    def _transcribe(self, turn: Turn, now: float, *, is_interim: bool = False) -> None:
         transcription_id = self._ids.transcription()
-        self._in_flight = (transcription_id, turn)
+        self._in_flight = _Flight(transcription_id, turn, is_interim, now)
+        settings = self._settings
         self._emit(
             Transcribe(
                 transcription_id,
                 turn.start,
                 turn.stop,
-                self._settings.language,
-                self._settings.transcription_prompt,
+                settings.language,
+                settings.transcription_prompt,
+                is_interim,
             )
         )
+
+    def _cancel_interim(self) -> None:
+        """It must never keep a final one waiting."""
+        if self._in_flight is not None and self._in_flight.is_interim:
+            self._emit(CancelTranscription(self._in_flight.transcription_id))
+            self._in_flight = None
 
     def _drop_draft_transcript(self) -> None:
         """Speech went on: what was transcribed of this turn is not all of it."""
@@ -295,23 +332,49 @@ class Hearing:
         if turn is None:
             return
         turn.transcript, turn.has_failed = None, False
-        if self._in_flight is not None and self._in_flight[1] is turn:
-            self._emit(CancelTranscription(self._in_flight[0]))
+        if self._in_flight is not None and self._in_flight.turn is turn:
+            self._emit(CancelTranscription(self._in_flight.transcription_id))
             self._in_flight = None
 
     def transcript_finished(self, transcription_id: TranscriptionId, text: str, now: float) -> None:
-        turn = self._take_in_flight(transcription_id)
-        if turn is None:
+        flight = self._land(transcription_id)
+        if flight is None:
+            return
+        turn = flight.turn
+        if flight.is_interim:
+            self._space_interims(now - flight.began_at)
+            self._show_agreed(turn, text.split())
             return
         turn.timeline.cuts["transcript"] = now
         turn.transcript = text.strip()
         if turn.is_committed:
             self._heard.append(TurnHeard(turn, turn.transcript))
 
-    def transcription_failed(self, transcription_id: TranscriptionId, failure: Failure) -> None:
+    def _space_interims(self, took_s: float) -> None:
+        """At most half of the time goes into interim transcriptions, however slow the engine or long its queue."""
+        self._interim_gap = max(self._parameters.interim_s, 2 * took_s)
+        self._next_interim = self._detector.position + int((self._interim_gap - took_s) * INPUT_RATE)
+
+    def _show_agreed(self, turn: Turn, words: list[str]) -> None:
+        """LocalAgreement-2 (Liu et al. 2020): what two transcriptions in a row have in common is there to stay."""
+        agreed = [
+            new
+            for old, new in takewhile(lambda pair: pair[0] == pair[1], zip(turn.interim, words, strict=False))
+        ]
+        turn.interim = words
+        more = agreed[len(turn.shown) :]
+        if more and agreed[: len(turn.shown)] == turn.shown:
+            self._emit(TranscriptGrown(turn.item_id, " ".join(["", *more] if turn.shown else more)))
+            turn.shown = agreed
+
+    def transcription_failed(self, transcription_id: TranscriptionId, failure: Failure, now: float) -> None:
         """One more try for a committed turn; an early transcription that fails is left to the endpoint."""
-        turn = self._take_in_flight(transcription_id)
-        if turn is None:
+        flight = self._land(transcription_id)
+        if flight is None:
+            return
+        turn = flight.turn
+        if flight.is_interim:
+            self._space_interims(max(now - flight.began_at, self._interim_gap))
             return
         is_final = turn.has_failed or not failure.retryable
         turn.has_failed = True
@@ -320,13 +383,14 @@ class Hearing:
         elif turn.is_committed:
             self._waiting.appendleft(turn)
 
-    def _take_in_flight(self, transcription_id: TranscriptionId) -> Turn | None:
-        if self._in_flight is None or self._in_flight[0] != transcription_id:
+    def _land(self, transcription_id: TranscriptionId) -> _Flight | None:
+        """The one place where news of a transcription that is no longer wanted are dropped."""
+        if self._in_flight is None or self._in_flight.transcription_id != transcription_id:
             return None
-        turn, self._in_flight = self._in_flight[1], None
-        return turn
+        flight, self._in_flight = self._in_flight, None
+        return flight
 
     def close(self) -> None:
         if self._in_flight is not None:
-            self._emit(CancelTranscription(self._in_flight[0]))
+            self._emit(CancelTranscription(self._in_flight.transcription_id))
             self._in_flight = None

@@ -17,6 +17,8 @@ class Parameters:
     """The first silence: transcription begins here, ahead of the endpoint."""
     transcribe_at_pause: bool = True
     """False: transcription waits for the endpoint; for measuring what the early start is worth."""
+    interim_s: float = 0.0
+    """The transcript so far is shown this often while the user speaks, or less often under load; 0: never."""
     drafts_per_turn: int = 0
     """Answers begun at a pause, before the turn has ended, for each turn; 0: none."""
     max_turn_s: float = 60.0

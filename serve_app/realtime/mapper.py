@@ -37,6 +37,7 @@ from serve_app.conversation.commands import (
     TranscriptCompleted,
     TranscriptDelta,
     TranscriptFailed,
+    TranscriptGrown,
     TurnCommitted,
 )
 from serve_app.conversation.events import ItemId, SessionConfigured, Wish
@@ -124,7 +125,7 @@ class Mapper:
                 return [self._error(notice.code, notice.message, notice.param, notice.event_id)]
             case SpeechStarted() | SpeechStopped() | TurnCommitted() | InputCleared():
                 return self._input_events(notice)
-            case TranscriptCompleted() | TranscriptFailed():
+            case TranscriptCompleted() | TranscriptFailed() | TranscriptGrown():
                 return [self._transcription(notice)]
             case ItemAdded() | ItemShown() | ItemRemoved() | ItemTruncated():
                 return self._item_events(notice)
@@ -153,9 +154,11 @@ class Mapper:
             case _:
                 assert_never(notice)
 
-    def _transcription(self, notice: TranscriptCompleted | TranscriptFailed) -> ServerEvent:
+    def _transcription(self, notice: TranscriptCompleted | TranscriptFailed | TranscriptGrown) -> ServerEvent:
         kind = "conversation.item.input_audio_transcription"
         item_id = notice.item_id
+        if isinstance(notice, TranscriptGrown):
+            return self._event(f"{kind}.delta", item_id=item_id, content_index=0, delta=notice.delta)
         if isinstance(notice, TranscriptFailed):
             error = {**failure_error(notice.failure), "param": None}
             return self._event(f"{kind}.failed", item_id=item_id, content_index=0, error=error)

@@ -156,6 +156,8 @@ class World:
         """Seconds of sound that the listener had not played yet, just after each chunk."""
         self.on_command: Callable[[Command], None] = lambda command: None
         self.failing: Counter[str] = Counter()
+        self.hears: Callable[[str], str] = lambda said: said
+        """What the transcriber makes of what was said."""
         self.is_failure_retryable = True
         self._said: list[tuple[int, str]] = []
         self._agenda: list[tuple[float, int, object, Event]] = []
@@ -346,7 +348,7 @@ class World:
         if failure := self._fails("stt"):
             self._later(self.delays.stt_s, key, TranscriptionFailed(key, failure))
             return
-        words = " ".join(self.said_between(command.start, command.stop))
+        words = self.hears(" ".join(self.said_between(command.start, command.stop)))
         self._later(self.delays.stt_s, key, TranscriptFinished(key, words))
 
     def _generate(self, command: Generate) -> None:

@@ -50,7 +50,7 @@ class Ears:
                 self.hearing.push(FRAME, probability, self.now)
                 if self.gives_floor and self.hearing.wants_floor:
                     self.hearing.open_turn()
-                self.hearing.pump()
+                self.hearing.pump(0.0)
 
         return self.does(hear)
 
@@ -64,10 +64,10 @@ class Ears:
         """The transcription asked for last, or another, ends; returns the turns that are thereby known."""
         key = self.transcribing if transcription_id is None else TranscriptionId(transcription_id)
         if isinstance(text, Failure):
-            self.hearing.transcription_failed(key, text)
+            self.hearing.transcription_failed(key, text, 0.0)
         else:
             self.hearing.transcript_finished(key, text, self.now)
-        self.hearing.pump()
+        self.hearing.pump(0.0)
         return self.hearing.take_heard()
 
     @property
@@ -281,7 +281,7 @@ def test_the_client_may_end_a_turn_early() -> None:
     ears.speech(10)
     assert kinds(ears.commit()) == [SpeechStopped, TurnCommitted]
     assert ears.hearing.user_state is UserState.SILENT
-    ears.hearing.pump()
+    ears.hearing.pump(0.0)
     assert ears.out[-1] == Transcribe(1, 0, 10 * FRAME, None, None)
 
 
@@ -302,7 +302,7 @@ def test_without_turn_detection_the_client_commits_all_audio_since_its_last_comm
     ears.speech(10)
     ears.commit()
     for word in ("one", "two"):
-        ears.hearing.pump()
+        ears.hearing.pump(0.0)
         ears.answer(word)
     assert [(c.start, c.stop) for c in ears.out if isinstance(c, Transcribe)] == [
         (0, 4 * FRAME),
@@ -345,7 +345,7 @@ def test_switching_turn_detection_off_leaves_the_speech_under_way_to_the_client(
     assert ears.hearing.deadline is None
     ears.speech(10)
     ears.commit()
-    ears.hearing.pump()
+    ears.hearing.pump(0.0)
     assert ears.out[-1] == Transcribe(1, 50 * FRAME - samples(300), 70 * FRAME, None, None)
 
 
@@ -395,7 +395,7 @@ def test_a_turn_that_came_faster_than_it_was_spoken_is_marked(pace: float, is_ma
         ears.hearing.push(FRAME, probability, ears.now)
         if ears.hearing.wants_floor:
             ears.hearing.open_turn()
-    ears.hearing.pump()
+    ears.hearing.pump(0.0)
     (heard,) = ears.answer("hello")
     assert heard.turn.timeline.faster_than_realtime is is_marked
 

@@ -23,6 +23,7 @@ from serve_app.conversation.commands import (
     TranscriptCompleted,
     TranscriptDelta,
     TranscriptFailed,
+    TranscriptGrown,
     TurnCommitted,
 )
 from serve_app.conversation.events import Failure, ItemId, ResponseId, Settings, Usage
@@ -111,6 +112,14 @@ CONVERSATIONS: dict[str, list[Notice | Chunk]] = {
         TurnCommitted(USER, None),
         TranscriptCompleted(USER, "", 0.9),
         ItemRemoved(USER),
+    ],
+    "transcribed while spoken": [
+        SpeechStarted(USER, 0),
+        TranscriptGrown(USER, "What time"),
+        TranscriptGrown(USER, " is it"),
+        SpeechStopped(USER, 900),
+        TurnCommitted(USER, None),
+        TranscriptCompleted(USER, "What time is it?", 0.9),
     ],
     "not transcribed": [SpeechStarted(USER, 0), TurnCommitted(USER, None), TranscriptFailed(USER, BUSY)],
     "small talk": [

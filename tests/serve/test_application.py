@@ -4,6 +4,7 @@ Speech is a recording of `../shared/audio`. Nothing here depends on how fast the
 """
 
 import asyncio
+import base64
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from openai import AsyncOpenAI
 from ray import serve
@@ -19,7 +21,7 @@ from realtime.order import OrderChecker
 from deployments.interfaces import BadRequest, ChatMessage, EngineFailed, Sampling
 from loadtest.application import APPLICATION, Application
 from loadtest.caller import caller
-from serve_app.audio.pcm import Audio
+from serve_app.audio.pcm import Audio, encode_pcm
 from serve_app.client import SessionEnded, realtime_client
 from serve_app.session.engine_clients import RemoteChatModel, RemoteSynthesizer
 from serve_app.talk import load_recording
@@ -141,6 +143,13 @@ async def test_an_engines_error_crosses_the_handle_as_what_it_is(app: Applicatio
     assert caught.value.stage == "tts"
 
 
+async def test_a_fault_of_a_replica_costs_its_call_and_not_the_session(app: Application) -> None:
+    """Over gRPC whatever a replica raises arrives as itself, here an AttributeError."""
+    chat = RemoteChatModel(serve.get_deployment_handle("LanguageModel", APPLICATION))
+    with pytest.raises(EngineFailed, match="the replica failed"):
+        await _drained(chat.generate([ChatMessage("user", "hello")], sampling=None))  # type: ignore[arg-type]
+
+
 async def test_a_killed_replica_costs_one_call_and_the_session_goes_on(
     app: Application, question: Audio
 ) -> None:
@@ -229,3 +238,41 @@ async def test_the_openai_sdk_holds_a_conversation(app: Application, question: A
         await connection.response.cancel()
         error = await until("error")
         assert error.error.code == "response_cancel_not_active"
+
+
+async def test_the_openai_sdk_speaks_is_answered_and_interrupts(
+    app: Application, question: Audio, interruption: Audio
+) -> None:
+    sdk = AsyncOpenAI(api_key="none", websocket_base_url=app.realtime.removesuffix("/realtime"))
+    order, events = OrderChecker(), []
+    async with asyncio.timeout(60), sdk.realtime.connect(model="voice-serve") as connection:
+
+        async def speak(audio: Audio) -> None:
+            silence = np.zeros(24_000, dtype=np.float32)
+            for frame in np.split(np.concatenate((audio, silence)), range(480, len(audio) + 24_000, 480)):
+                await connection.input_audio_buffer.append(audio=base64.b64encode(encode_pcm(frame)).decode())
+                await asyncio.sleep(0.02)
+
+        async def until(type_: str) -> Any:
+            async for event in connection:
+                order.push(event.to_dict())
+                events.append(event)
+                if event.type == type_:
+                    return event
+            raise AssertionError(f"{type_} never came")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(speak(question))
+            heard = await until("conversation.item.input_audio_transcription.completed")
+            sound = await until("response.output_audio.delta")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(speak(interruption))
+            done = await until("response.done")
+            await connection.conversation.item.truncate(
+                item_id=sound.item_id, content_index=0, audio_end_ms=100
+            )
+            truncated = await until("conversation.item.truncated")
+    assert heard.transcript
+    assert done.response.status == "cancelled"
+    assert done.response.status_details.reason == "turn_detected"
+    assert truncated.audio_end_ms == 100
