@@ -4,6 +4,8 @@ Positions are samples since the session began. They are the clock of every decis
 drops or invents a sample.
 """
 
+from collections import deque
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,20 +35,26 @@ class FrameAssembler:
         return frames
 
 
-class InputRing:
-    """The last `capacity_s` seconds of what the user's microphone gave, addressed by position.
+class RecentInput:
+    """What the user's microphone gave lately, addressed by position: `capacity_s` seconds of it at most.
 
-    Appending costs one copy of what is appended; reading, one of what is read.
+    Held in blocks of a second, so a session costs the memory of what may still be asked for, not of its capacity:
+    `forget` lets go of the rest. Appending costs one copy of what is appended; reading, one of what is read.
     """
 
     def __init__(self, capacity_s: float, sample_rate: int = 16_000) -> None:
-        self._ring: Samples = np.zeros(max(1, round(capacity_s * sample_rate)), dtype=np.int16)
+        self._capacity = max(1, round(capacity_s * sample_rate))
+        self._block_size = sample_rate
+        self._blocks: deque[Samples] = deque()
+        self._first = 0
+        """The number of the first block that is held; block n begins at n * block_size."""
+        self._start = 0
         self._end = 0
 
     @property
     def start(self) -> int:
         """Position of the oldest sample that is still held."""
-        return max(0, self._end - len(self._ring))
+        return self._start
 
     @property
     def end(self) -> int:
@@ -54,25 +62,37 @@ class InputRing:
         return self._end
 
     def append(self, samples: Samples) -> None:
-        """Adds int16 (n,) at `end`; what is older than the capacity is overwritten."""
-        size = len(self._ring)
-        kept = samples[-size:]
-        at = (self._end + len(samples) - len(kept)) % size
-        first = min(len(kept), size - at)
-        self._ring[at : at + first] = kept[:first]
-        self._ring[: len(kept) - first] = kept[first:]
-        self._end += len(samples)
+        """Adds int16 (n,) at `end`; what is older than the capacity is forgotten."""
+        while len(samples):
+            offset = self._end % self._block_size
+            if self._end == (self._first + len(self._blocks)) * self._block_size:
+                self._blocks.append(np.empty(self._block_size, dtype=np.int16))
+            part, samples = samples[: self._block_size - offset], samples[self._block_size - offset :]
+            self._blocks[-1][offset : offset + len(part)] = part
+            self._end += len(part)
+        self.forget(self._end - self._capacity)
+
+    def forget(self, before: int) -> None:
+        """Let go of what lies before that position; a later read will not find it."""
+        self._start = min(max(self._start, before), self._end)
+        while self._blocks and (self._first + 1) * self._block_size <= self._start:
+            self._blocks.popleft()
+            self._first += 1
 
     def read(self, start: int, stop: int) -> bytes:
-        """The audio of [start, stop) as 16-bit PCM; of what was overwritten, nothing: it then begins at `self.start`.
+        """The audio of [start, stop) as 16-bit PCM; of what was forgotten, nothing: it then begins at `self.start`.
 
         Raises ValueError for a range that is reversed, before 0 or not yet there.
         """
         if not 0 <= start <= stop <= self._end:
             raise ValueError(f"cannot read [{start}, {stop}) of {self._end} samples")
-        start = max(start, self.start)
-        size = len(self._ring)
-        count = max(0, stop - start)
-        at = start % size
-        held = (self._ring[at : at + count], self._ring[: max(0, at + count - size)])
-        return np.concatenate(held).astype("<i2", copy=False).tobytes()
+        start = max(start, self._start)
+        if start >= stop:
+            return b""
+        size, first = self._block_size, start // self._block_size
+        held = [self._blocks[n - self._first] for n in range(first, (stop - 1) // size + 1)]
+        return (
+            np.concatenate(held)[start - first * size : stop - first * size]
+            .astype("<i2", copy=False)
+            .tobytes()
+        )

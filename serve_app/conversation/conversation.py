@@ -94,6 +94,11 @@ class Conversation:
     def user_state(self) -> UserState:
         return self._hearing.user_state
 
+    @property
+    def input_needed_from(self) -> int:
+        """No `Transcribe` will ask for input before this sample."""
+        return self._hearing.needed_from
+
     def agent_state(self, now: float) -> AgentState:
         if self._answering.is_audible(now):
             return AgentState.SPEAKING

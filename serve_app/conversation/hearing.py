@@ -33,6 +33,8 @@ from .turn_taking import INPUT_RATE, TurnDetector, TurnEdge, UserState, ms_of, s
 
 MIN_COMMIT_MS = 100
 """Less audio than this cannot be committed by the client; OpenAI's figure."""
+SPARE_MS = 1000
+"""Of input kept before a turn may begin: a client may ask for more padding in the middle of it all."""
 REALTIME_SLACK_S = 0.25
 """A turn that came so much faster than it was spoken was not live: jitter of a network stays below."""
 
@@ -150,6 +152,23 @@ class Hearing:
         if self._vad is None or self._detector.state is UserState.SILENT:
             return None
         return self._last_frame_at + self._parameters.stall_s
+
+    @property
+    def needed_from(self) -> int:
+        """The oldest sample that a transcription may still be asked of."""
+        starts = [turn.start for turn in self._waiting]
+        if self._in_flight is not None:
+            starts.append(self._in_flight.turn.start)
+        if self._vad is None:
+            starts.append(self._committed_to)
+        elif self._turn is not None:
+            starts.append(self._turn.start)
+        else:
+            is_silent = self._detector.state is UserState.SILENT
+            speech = self._detector.position if is_silent else self._detector.speech_start
+            before = self._vad.prefix_padding_ms + self._parameters.speech_min_ms + SPARE_MS
+            starts.append(max(self._committed_to, speech - samples_of(before)))
+        return max(0, min(starts))
 
     def take_heard(self) -> list[TurnHeard]:
         heard, self._heard = self._heard, []

@@ -146,9 +146,16 @@ class Session:
                     task.cancel()
         except BaseExceptionGroup as group:
             ending = self._fault(group)
+        self._release()
         if not ending.is_peer_gone:
             await self._transport.close(ending.code, ending.reason)
         return ending
+
+    def _release(self) -> None:
+        """Its parts know each other, so they wait for the garbage collector; what is large does not."""
+        self._calls.chunks.clear()
+        self._outbox.clear()
+        self._input.forget(self._input.end)
 
     def _fault(self, group: BaseExceptionGroup[BaseException]) -> Ending:
         """Our own mistake: the client learns that there was one, the log learns which."""
@@ -202,6 +209,7 @@ class Session:
                 encoded[start : start + size], audio_format, listens=listens
             ):
                 self._decide(FrameScored(DETECTOR_FRAME, probability))
+            self._input.forget(self._conversation.input_needed_from)
 
     def _is_too_far_ahead(self, event: InputAudio) -> bool:
         now, audio_format = self._loop.time(), self._mapper.config.input_format

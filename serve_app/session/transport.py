@@ -71,6 +71,10 @@ class Outbox:
         self._bytes -= _size(frame)
         return frame
 
+    def clear(self) -> None:
+        self._frames.clear()
+        self._bytes = 0
+
     def drop_audio(self, response_id: ResponseId) -> None:
         """Forget the unsent sound of a response that was interrupted."""
         kept = [

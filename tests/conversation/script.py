@@ -155,6 +155,8 @@ class World:
         self.sent_ahead: list[float] = []
         """Seconds of sound that the listener had not played yet, just after each chunk."""
         self.on_command: Callable[[Command], None] = lambda command: None
+        self.forgotten = 0
+        """The input before this sample is thrown away, as a session does."""
         self.failing: Counter[str] = Counter()
         self.hears: Callable[[str], str] = lambda said: said
         """What the transcriber makes of what was said."""
@@ -303,9 +305,12 @@ class World:
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
+            if isinstance(command, Transcribe):
+                assert command.start >= self.forgotten, "asked for input that was said to be needed no more"
             self.log.append((self.now, command))
             self.on_command(command)
             self._work(command)
+        self.forgotten = max(self.forgotten, self.conversation.input_needed_from)
 
     def _work(self, command: Command) -> None:
         match command:

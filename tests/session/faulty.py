@@ -81,7 +81,9 @@ class _Faulty:
 class FaultyTranscriber(_Faulty):
     stage = "stt"
 
-    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+    async def transcribe(
+        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
         fault = self.next_fault()
         self.active += 1
         try:

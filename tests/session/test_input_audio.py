@@ -34,7 +34,7 @@ async def _appended_at_once(call: Call, audio: np.ndarray, piece_s: float) -> in
     for start in range(0, len(audio), size):
         call.send(append(audio[start : start + size]))
     turns = 0
-    while call.session._input._ring.end / 16_000 < len(audio) / 24_000 - 0.01:
+    while call.session._input.end / 16_000 < len(audio) / 24_000 - 0.01:
         turns += 1
         await asyncio.sleep(0)
         assert turns < 10_000, f"not all was taken: {call.errors()[-1:]}"
@@ -68,7 +68,7 @@ async def test_every_turn_of_a_recording_sent_at_once_is_transcribed_whole():
     class Measuring:
         active = 0
 
-        async def transcribe(self, pcm, *, language, prompt):
+        async def transcribe(self, pcm, *, language, prompt, is_interim=False):
             lengths.append(len(pcm) / 32_000)
             await asyncio.sleep(1.0)
             return Transcript("yes")
@@ -171,7 +171,7 @@ async def test_push_to_talk_commits_exactly_what_was_appended():
     engines = scripted()
     transcribe = engines.transcriber.transcribe
 
-    async def measuring(pcm, *, language, prompt):
+    async def measuring(pcm, *, language, prompt, is_interim=False):
         lengths.append(len(pcm) / 32_000)
         return await transcribe(pcm, language=language, prompt=prompt)
 
