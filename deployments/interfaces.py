@@ -7,7 +7,7 @@ Values cross process boundaries, so they are plain, frozen and small: audio is 1
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -145,14 +145,29 @@ class SpeechDetector(Protocol):
 
 
 class Transcriber(Protocol):
-    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
-        """The words in one utterance: `pcm` is 16-bit mono at 16 kHz; `prompt` is text that may come before it."""
+    async def transcribe(
+        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
+        """The words in one utterance: `pcm` is 16-bit mono at 16 kHz; `prompt` is text that may come before it.
+
+        An interim is a guess at an utterance that goes on. It never delays a final: it raises EngineBusy, at once,
+        where finals wait or run, and may do so later when one comes while it is under way.
+        """
         ...
 
 
 class ChatModel(Protocol):
     def generate(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> AsyncIterator[ChatDelta]:
         """The answer to `messages`, streamed. Closing or cancelling the iterator stops the generation."""
+        ...
+
+
+@runtime_checkable
+class HealthChecked(Protocol):
+    """An engine that can tell whether it still works, besides being in a process that lives."""
+
+    async def check_health(self) -> None:
+        """Raises EngineFailed when it does not. Called before the first request and every few seconds after."""
         ...
 
 

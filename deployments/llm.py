@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from .engines import create
-from .interfaces import ChatDelta, ChatMessage, ChatModel, EngineInfo, Sampling
+from .interfaces import ChatDelta, ChatMessage, ChatModel, EngineInfo, HealthChecked, Sampling
 from .options import LlmOptions
 from .replica import Replica, closing
 
@@ -16,6 +16,11 @@ class LanguageModel(Replica):
     def __init__(self, options: LlmOptions, info: EngineInfo) -> None:
         super().__init__(info)
         self._engine: ChatModel = create(options)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica that raises here three times in a row, and takes none into service before it passes."""
+        if isinstance(self._engine, HealthChecked):
+            await self._engine.check_health()
 
     async def generate(
         self, messages: Sequence[ChatMessage], sampling: Sampling

@@ -58,6 +58,11 @@ _WHISPER_SIZES: dict[str, tuple[str, int]] = {
 _WHISPER_FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.*")
 _WHISPER_EXTRAS = ("preprocessor_config.json",)
 
+_TRANSFORMER_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "*.safetensors")
+_TRANSFORMER_EXTRAS = ("model.safetensors.index.json", "generation_config.json", "chat_template.jinja")
+_TRANSFORMERS = {"meta-llama/Llama-3.1-8B-Instruct": (16_070 * _MB, "Llama 3.1 Community")}
+"""Repository -> size and licence."""
+
 _KOKORO_REPOSITORY = "hexgrad/Kokoro-82M"
 _KOKORO_ENGLISH_VOICES = ("voices/a*.pt", "voices/b*.pt")
 _KOKORO_SIZE = 342 * _MB
@@ -98,6 +103,8 @@ def describe(options: Options) -> Weights | None:
             return _whisper(options)
         case LlmOptions(engine="auto" | "llama_cpp"):
             return _chat(options)
+        case LlmOptions(engine="sglang"):
+            return _transformer(options)
         case TtsOptions(engine="auto" | "kokoro"):
             return _kokoro(options)
         case _:
@@ -216,13 +223,23 @@ def _chat(options: LlmOptions) -> Weights:
     return replace(found, path=folder / named["file"] if folder else None)
 
 
+def _transformer(options: LlmOptions) -> Weights:
+    found = Weights("llm", "sglang", options.model, files=_TRANSFORMER_FILES, extras=_TRANSFORMER_EXTRAS)
+    if options.model in _TRANSFORMERS:
+        size_bytes, licence = _TRANSFORMERS[options.model]
+        found = replace(found, size_bytes=size_bytes, licence=licence)
+    found = _with_folder(found)
+    return found if found.path and _has_all_parts(found.path) else replace(found, path=None)
+
+
 def _kokoro(options: TtsOptions) -> Weights:
-    voice = f"voices/{glob.escape(options.voice)}.pt"
+    names = [part.partition(":")[0].strip() for part in options.voice.split(",")]  # of a mixture
+    voices = tuple(f"voices/{glob.escape(name)}.pt" for name in names)
     found = Weights(
-        "tts", "kokoro", options.model, files=("config.json", "*.pth", voice), extras=_KOKORO_ENGLISH_VOICES
+        "tts", "kokoro", options.model, files=("config.json", "*.pth", *voices), extras=_KOKORO_ENGLISH_VOICES
     )
     if options.model == _KOKORO_REPOSITORY:
-        files = ("config.json", "kokoro-v1_0.pth", voice)
+        files = ("config.json", "kokoro-v1_0.pth", *voices)
         found = replace(
             found, repository=options.model, files=files, size_bytes=_KOKORO_SIZE, licence="Apache-2.0"
         )
@@ -261,6 +278,12 @@ def _cached_folder(weights: Weights) -> Path | None:
 
 def _is_complete(folder: Path, patterns: tuple[str, ...]) -> bool:
     return all(any(path.is_file() for path in folder.glob(pattern)) for pattern in patterns)
+
+
+def _has_all_parts(folder: Path) -> bool:
+    """Whether weights in parts (`model-00001-of-00004.safetensors`) are whole."""
+    parts = [path.stem.rpartition("-of-") for path in folder.glob("*-of-*.safetensors")]
+    return all(len(parts) >= int(count) for _, _, count in parts if count.isdecimal())
 
 
 def _embedded_gguf() -> Path | None:

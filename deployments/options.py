@@ -6,7 +6,10 @@ at construction, with the remedy.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+DEFAULT_CONTEXT_TOKENS = 4096
+"""The window of a llama_cpp conversation: twenty minutes of talk, and memory is taken for all of it at the start."""
 
 _STRICT = {"extra": "forbid"}
 
@@ -58,25 +61,37 @@ class SttOptions:
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute_type: str = "auto"
-    """A CTranslate2 compute type; auto: int8 on CPU, float16 on GPU."""
+    """A CTranslate2 compute type; auto: int8 on CPU, float16 on GPU, or the best that the GPU has instead."""
+    short_windows: bool = True
+    """Whisper: encode 10, 15 or 20 s where the utterance fits with a margin of 2 s, instead of always 30 s. What looks
+    wrong in a short window is decoded again in one of 30 s."""
+    max_batch: int = 8
+    """Whisper: utterances decoded together at most, where that pays (any window on GPU, 10 s on CPU); 1: never."""
+    batch_wait_ms: float = 5.0
+    """Whisper: how long an idle replica waits for others to decode with the first."""
     scripted: ScriptedStt = field(default_factory=ScriptedStt)
 
 
 @dataclass(frozen=True, slots=True)
 class LlmOptions:
     __pydantic_config__ = _STRICT
-    engine: Literal["auto", "llama_cpp", "openai_compatible", "scripted"] = "auto"
+    engine: Literal["auto", "llama_cpp", "sglang", "openai_compatible", "scripted"] = "auto"
     model: str = ""
-    """llama_cpp: `repository:file.gguf` on the hub, or a path; openai_compatible: the model's name at the server."""
+    """llama_cpp: `repository:file.gguf` on the hub, or a path; sglang: a repository, or the path of such a folder;
+    openai_compatible: the model's name at the server."""
     system_prompt: str = ""
     max_tokens: int = 200
     temperature: float = 0.7
     top_p: float = 0.95
     threads: int = 1
-    context_tokens: int = 4096
-    """Context window of one conversation."""
+    context_tokens: int | None = None
+    """The window of one conversation, prompt and answer; its oldest turns are dropped to stay in it. None: llama_cpp
+    takes 4,096, sglang what the model has; with openai_compatible nothing is dropped, and the server may refuse."""
     parallel: int = 4
-    """Conversations generated for at once by a llama_cpp replica."""
+    """Conversations generated for at once by a llama_cpp replica. An sglang replica takes as many as there is room for;
+    with it, this is how many `voice-serve doctor` looks for room for."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """sglang: arguments of `sglang.Engine` (its ServerArgs), for example `mem_fraction_static`."""
     base_url: str = ""
     """openai_compatible: up to and including /v1."""
     api_key_env: str = ""
@@ -93,7 +108,10 @@ class TtsOptions:
     model: str = "hexgrad/Kokoro-82M"
     """A hub repository, or the path of a folder with config.json, the weights and voices/."""
     voice: str = "af_heart"
+    """kokoro takes mixtures, "af_heart:0.7,am_michael:0.3"; espeak also a language, "en-us"."""
     speed: float = 1.0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes kokoro. auto: torch on a GPU; on a CPU an ONNX export of the weights, made at the first start."""
     scripted: ScriptedTts = field(default_factory=ScriptedTts)

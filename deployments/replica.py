@@ -22,6 +22,7 @@ HEAVY_MODULES = (
     "ctranslate2",
     "onnxruntime",
     "xllamacpp",
+    "sglang",
     "pocketsphinx",
 )
 

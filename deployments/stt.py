@@ -16,9 +16,11 @@ class SpeechToText(Replica):
         super().__init__(info)
         self._engine: Transcriber = create(options)
 
-    async def transcribe(self, pcm: bytes, language: str | None, prompt: str | None) -> Transcript:
+    async def transcribe(
+        self, pcm: bytes, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
         with self.statistics.call():
-            return await self._engine.transcribe(pcm, language=language, prompt=prompt)
+            return await self._engine.transcribe(pcm, language=language, prompt=prompt, is_interim=is_interim)
 
 
 def bind(options: SttOptions, info: EngineInfo) -> Any:

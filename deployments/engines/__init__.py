@@ -12,6 +12,7 @@ TRANSCRIBERS = {
 }
 CHAT_MODELS = {
     "llama_cpp": "LlamaCppChatModel",
+    "sglang": "SglangChatModel",
     "openai_compatible": "OpenAICompatibleChatModel",
     "scripted": "ScriptedChatModel",
 }

@@ -7,20 +7,22 @@ xllamacpp's `Server` is llama.cpp's HTTP server as a library: its loop decodes a
   slot (`options.parallel`); the executor's queue is the queue for a slot, and a cancelled call in it is never begun.
 - The callback's return value is the only way to stop a generation: True. It is asked at every token and, because of
   `return_progress`, after every batch of the prefill. The caller does not wait for it.
-- The server also listens on a free port of 127.0.0.1, which cannot be turned off: it gets a random key.
+- The server also listens on a free port of 127.0.0.1, which cannot be turned off: it gets a random key. What a prompt
+  counts is asked there, since the library passes on no tokenizer: 4 ms, without waiting for a slot.
 """
 
 import asyncio
 import json
 import secrets
-import struct
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-from deployments import models
+import httpx
+
+from deployments import context, gguf, models
 from deployments.interfaces import (
     BadRequest,
     ChatDelta,
@@ -31,7 +33,7 @@ from deployments.interfaces import (
     Sampling,
     Usage,
 )
-from deployments.options import LlmOptions
+from deployments.options import DEFAULT_CONTEXT_TOKENS, LlmOptions
 
 _BATCH = 64
 """Prompt tokens in one forward. It bounds how long a cancelled prefill, and every other conversation's next token,
@@ -39,20 +41,32 @@ waits. 1,235 tokens took 6.0 s at 64, 5.9 s at 256 and 6.0 s at 2,048 (SmolLM2-1
 _PROMPT_CACHE_MIB = 512
 """Memory for the prompts of conversations that have no slot now; the library's default is 8 GiB."""
 _QUIET = -1
+_COUNT_S = 5.0
+"""Seconds that counting may take; 14,000 tokens take 35 ms."""
 
 
 class LlamaCppChatModel:
     """Chat with any GGUF, by the model's own template. `context_tokens` is capped to what the model was trained with.
 
-    The same messages with the same seed give the same answer. Raises BadRequest when the messages do not fit into
-    the context; an answer that fills it ends with `length`. Reasoning, where a model has it, is turned off.
+    The same messages with the same seed give the same answer. The oldest turns are dropped to stay in the context;
+    raises BadRequest when the newest does not fit alone, and an answer that fills it ends with `length`. Reasoning,
+    where a model has it, is turned off.
     """
 
     def __init__(self, options: LlmOptions) -> None:
         path = models.locate(options)
         if path is None:
             raise self._failed(models.missing(options))
-        self._server = self._load(path, options)
+        self._window = min(options.context_tokens or DEFAULT_CONTEXT_TOKENS, _trained_context(path))
+        key = secrets.token_urlsafe()
+        self._server = self._load(path, options, key)
+        self._http = httpx.Client(
+            base_url=self._server.listening_address,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_COUNT_S,
+            limits=httpx.Limits(max_keepalive_connections=0),  # an engine is dropped, not closed
+            trust_env=False,  # a proxy does not know this machine's loopback
+        )
         self._slots = ThreadPoolExecutor(options.parallel, thread_name_prefix="llama")
         self._warm_up(options.system_prompt)
 
@@ -64,7 +78,7 @@ class LlamaCppChatModel:
             raise BadRequest(message, stage="llm", engine="llama_cpp")
         loop = asyncio.get_running_loop()
         generation = _Generation(loop)
-        call = loop.run_in_executor(self._slots, self._run, _request(messages, sampling), generation)
+        call = loop.run_in_executor(self._slots, self._run, messages, sampling, generation)
         try:
             while (item := await generation.items.get()) is not None:
                 if isinstance(item, EngineError):
@@ -74,22 +88,24 @@ class LlamaCppChatModel:
             generation.cancelled.set()
             call.cancel()
 
-    def _load(self, path: Path, options: LlmOptions) -> Any:
+    def _load(self, path: Path, options: LlmOptions, key: str) -> Any:
         try:
             import xllamacpp
         except ImportError as error:
-            raise self._failed("xllamacpp is not installed: pip install xllamacpp") from error
+            raise self._failed(
+                f"xllamacpp is not here or lacks a library ({error}): pip install xllamacpp"
+            ) from error
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_parallel = options.parallel
-        params.n_ctx = options.parallel * min(options.context_tokens, _trained_context(path))
+        params.n_ctx = options.parallel * self._window
         params.n_batch = params.n_ubatch = _BATCH
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         params.cache_ram_mib = _PROMPT_CACHE_MIB
         params.enable_reasoning = 0
         # Fitting layers into a GPU's memory doubles the time to load (0.2 s to 0.4 s); the context is set above.
         params.fit_params = False
-        params.api_keys = [secrets.token_urlsafe()]
+        params.api_keys = [key]
         params.n_threads_http = 1
         params.ui = False
         params.verbosity = _QUIET
@@ -112,18 +128,40 @@ class LlamaCppChatModel:
                 errors.append(error)
 
         request = _request([*messages, ChatMessage("user", "Hello")], Sampling(max_tokens=1))
-        self._server.handle_chat_completions(request, on_chunk)
+        self._server.handle_chat_completions(json.dumps(request), on_chunk)
         if errors:
             raise self._failed(f"the first answer failed: {errors[0].message}") from errors[0]
 
-    def _run(self, request: str, generation: "_Generation") -> None:
+    def _run(self, messages: Sequence[ChatMessage], sampling: Sampling, generation: "_Generation") -> None:
         try:
-            if not generation.cancelled.is_set():
-                self._server.handle_chat_completions(request, generation.on_chunk)
+            if generation.cancelled.is_set():
+                return
+            kept = context.fit(
+                messages,
+                window=self._window,
+                reserve=sampling.max_tokens,
+                count=self._count,
+                engine="llama_cpp",
+            )
+            self._server.handle_chat_completions(json.dumps(_request(kept, sampling)), generation.on_chunk)
+        except EngineError as error:
+            generation.fail(error)
         except RuntimeError as error:
             generation.fail(self._failed(f"the generation broke: {error}"))
         finally:
             generation.end()
+
+    def _count(self, messages: Sequence[ChatMessage]) -> int:
+        """The tokens of a prompt, by the model's own template and tokenizer."""
+        body = _request(messages, Sampling(max_tokens=1))
+        try:
+            answer = self._http.post("/v1/chat/completions/input_tokens", json=body)
+        except httpx.HTTPError as error:
+            raise self._failed(f"the prompt could not be counted ({type(error).__name__})") from error
+        counted = answer.json()
+        if refused := _error(counted):
+            raise refused
+        return int(counted["input_tokens"])
 
     def _failed(self, message: str) -> EngineFailed:
         return EngineFailed(message, stage="llm", engine="llama_cpp")
@@ -181,7 +219,7 @@ class _Generation:
         return True
 
 
-def _request(messages: Sequence[ChatMessage], sampling: Sampling) -> str:
+def _request(messages: Sequence[ChatMessage], sampling: Sampling) -> dict[str, object]:
     body: dict[str, object] = {
         "messages": [{"role": message.role, "content": message.content} for message in messages],
         "max_tokens": sampling.max_tokens,
@@ -194,7 +232,7 @@ def _request(messages: Sequence[ChatMessage], sampling: Sampling) -> str:
     }
     if sampling.seed is not None:
         body["seed"] = sampling.seed
-    return json.dumps(body)
+    return body
 
 
 def _error(message: dict[str, Any]) -> EngineError | None:
@@ -207,43 +245,13 @@ def _error(message: dict[str, Any]) -> EngineError | None:
     return kind(error.get("message", "unknown error"), stage="llm", engine="llama_cpp")
 
 
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-_GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
 def _trained_context(path: Path) -> int:
-    """The context length in the header of a GGUF file. Raises EngineFailed when it is not one.
-
-    The format is `docs/gguf.md` of ggml-org/ggml: magic, version, number of tensors, of pairs; then key, type, value.
-    """
+    """The context length in the header of a GGUF file. Raises EngineFailed when it is not one."""
     try:
-        with path.open("rb") as file:
-            magic, _, _, pairs = _read(file, "4sIQQ")
-            for _ in range(pairs if magic == b"GGUF" else 0):
-                key = _read_value(file, _GGUF_STRING)
-                value = _read_value(file, *_read(file, "I"))
-                if key.endswith(b".context_length"):
-                    return int(value)
-    except (OSError, struct.error, KeyError) as error:
+        header = gguf.read(path)
+    except gguf.Unreadable as error:
         message = f"{path.name} is cut short or unreadable: delete it and run `{models.PULL_COMMAND}`"
         raise EngineFailed(message, stage="llm", engine="llama_cpp") from error
-    raise EngineFailed(f"{path.name} is not a chat model in GGUF", stage="llm", engine="llama_cpp")
-
-
-def _read(file: BinaryIO, layout: str) -> tuple[Any, ...]:
-    return struct.unpack(f"<{layout}", file.read(struct.calcsize(f"<{layout}")))
-
-
-def _read_value(file: BinaryIO, kind: int) -> Any:
-    """One value: bytes for a string, None for an array, which is skipped."""
-    if kind == _GGUF_STRING:
-        return file.read(*_read(file, "Q"))
-    if kind == _GGUF_ARRAY:
-        item, count = _read(file, "IQ")
-        if item in _GGUF_SCALARS:
-            file.seek(count * struct.calcsize(_GGUF_SCALARS[item]), 1)
-        else:
-            for _ in range(count):
-                _read_value(file, item)
-        return None
-    return _read(file, _GGUF_SCALARS[kind])[0]
+    if header.context_length is None:
+        raise EngineFailed(f"{path.name} is not a chat model in GGUF", stage="llm", engine="llama_cpp")
+    return header.context_length

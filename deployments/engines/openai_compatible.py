@@ -5,6 +5,9 @@
 - A stream is whole when it named a `finish_reason` or ended with `[DONE]`; servers leave out either. One that just
   stops has failed: an answer that was cut off must not look like one that ended.
 - Cancelling closes the connection, which is how these servers learn to stop generating.
+- With `context_tokens` the oldest turns are dropped by an estimate of their tokens (`context.estimate`), since the
+  model's tokenizer is at the server. Without it everything is sent: some servers refuse what is too long
+  (BadRequest), and some, Ollama among them, drop the beginning in silence, system prompt first.
 """
 
 import json
@@ -13,6 +16,7 @@ from typing import Any, Literal
 
 import httpx
 
+from deployments import context
 from deployments.interfaces import (
     BadRequest,
     ChatDelta,
@@ -48,6 +52,7 @@ class OpenAICompatibleChatModel:
         if not options.model:
             raise self._failed("no model is configured: write llm.model, the model's name at the server")
         self._model = options.model
+        self._window = options.context_tokens
         self._url = f"{options.base_url.rstrip('/')}/chat/completions"
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUTS)
@@ -57,6 +62,7 @@ class OpenAICompatibleChatModel:
     ) -> AsyncIterator[ChatDelta]:
         if not messages:
             raise BadRequest("there are no messages", stage="llm", engine="openai_compatible")
+        messages = self._fitted(messages, sampling)
         answer = _Answer()
         try:
             async with self._client.stream(
@@ -89,6 +95,17 @@ class OpenAICompatibleChatModel:
     async def aclose(self) -> None:
         """Closes the connections; running generations fail."""
         await self._client.aclose()
+
+    def _fitted(self, messages: Sequence[ChatMessage], sampling: Sampling) -> Sequence[ChatMessage]:
+        if self._window is None:
+            return messages
+        return context.fit(
+            messages,
+            window=self._window,
+            reserve=sampling.max_tokens,
+            count=context.estimate,
+            engine="openai_compatible",
+        )
 
     def _request(self, messages: Sequence[ChatMessage], sampling: Sampling) -> dict[str, object]:
         body: dict[str, object] = {

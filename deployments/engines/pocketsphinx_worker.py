@@ -5,9 +5,11 @@ utterance, in which an event loop could not even pass on a cancel; and because a
 as a file of its own; imports nothing of the project. It ends when its stdin does, so it cannot outlive the replica.
 
 Both ways a message is a length (uint32, little-endian) and that many bytes. An empty message says that the model is
-loaded; after that each utterance (16-bit mono PCM at 16 kHz) is answered by its words in UTF-8.
+loaded; after that each utterance (16-bit mono PCM at 16 kHz) is answered by its words in UTF-8. The one argument is
+how far the process gives way to others.
 """
 
+import os
 import struct
 import sys
 from typing import BinaryIO
@@ -40,4 +42,6 @@ def _answer(answers: BinaryIO, text: str) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(int(sys.argv[1]))
     serve(sys.stdin.buffer, sys.stdout.buffer)

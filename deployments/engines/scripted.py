@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deployments.interfaces import (
+    TRANSCRIBER_RATE,
     BadRequest,
     ChatDelta,
     ChatMessage,
+    EngineBusy,
     Sampling,
     SpeechChunk,
     Transcript,
@@ -32,6 +34,8 @@ SAMPLE_RATE = 24_000
 UNKNOWN_VOICE = "nobody"
 """The one voice that the scripted synthesizer does not have."""
 
+_INTERIM_WORD_S = 0.3
+"""Speech that an interim needs for a word."""
 _SILENCE_PEAK = 32
 """int16; -60 dBFS."""
 _SENTENCE_WORDS = 8
@@ -66,23 +70,38 @@ class _Call:
 
 
 class ScriptedTranscriber(_CountedCalls):
-    """Hears the `transcripts` of its options in turn, whatever was said; silence gives "" and takes no turn."""
+    """Hears the `transcripts` of its options in turn, whatever was said; silence gives "" and takes no turn.
+
+    An interim takes no turn either: it gives the first words of the next transcript, as many as there was time for.
+    """
 
     def __init__(self, options: SttOptions) -> None:
         super().__init__()
         self._options = options.scripted
         self._given = 0
+        self._finals = 0
+        """Under way."""
 
-    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
+    async def transcribe(
+        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
         if len(pcm) % 2:
             raise BadRequest(f"odd number of bytes: {len(pcm)}", stage="stt", engine="scripted")
-        transcripts = self._options.transcripts
+        if is_interim and self._finals:
+            raise EngineBusy("finals come before interims", stage="stt", engine="scripted")
         text = ""
-        if transcripts and not _is_silent(pcm):
-            text = transcripts[self._given % len(transcripts)]
-            self._given += 1
-        with self._counted():
-            await asyncio.sleep(self._options.latency_s)
+        if self._options.transcripts and not _is_silent(pcm):
+            text = self._options.transcripts[self._given % len(self._options.transcripts)]
+            self._given += not is_interim
+        if is_interim:
+            spoken_s = len(pcm) / 2 / TRANSCRIBER_RATE
+            text = " ".join(text.split()[: int(spoken_s / _INTERIM_WORD_S)])
+        self._finals += not is_interim
+        try:
+            with self._counted():
+                await asyncio.sleep(self._options.latency_s)
+        finally:
+            self._finals -= not is_interim
         return Transcript(text=text, language=language)
 
 

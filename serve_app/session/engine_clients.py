@@ -68,8 +68,10 @@ class RemoteTranscriber:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._transcribe = handle.options(_by_reference=False).transcribe
 
-    async def transcribe(self, pcm: bytes, *, language: str | None, prompt: str | None) -> Transcript:
-        call = self._transcribe.remote(pcm, language, prompt)
+    async def transcribe(
+        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
+        call = self._transcribe.remote(pcm, language, prompt, is_interim)
         async with cancelling(call, "stt") as response:
             transcript: Transcript = await response
             return transcript

@@ -97,7 +97,7 @@ class StageCalls:
         try:
             async with within(limit, "stt", f"no transcript within {limit:g} s"):
                 transcript = await self._engines.transcriber.transcribe(
-                    pcm, language=command.language, prompt=command.prompt
+                    pcm, language=command.language, prompt=command.prompt, is_interim=command.is_interim
                 )
         except EngineError as error:
             self._report(TranscriptionFailed(command.transcription_id, _failure(error)))

@@ -7,8 +7,7 @@ once; where the machine lacks the library or the weights it calls `pytest.skip` 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -17,6 +16,7 @@ from deployments.engines import create, silero_vad
 from deployments.engines.scripted import UNKNOWN_VOICE
 from deployments.interfaces import ChatModel, SpeechDetector, Synthesizer, Transcriber
 from deployments.options import LlmOptions, ScriptedLlm, ScriptedStt, SttOptions, TtsOptions
+from deployments.speakable import Speakable
 
 from . import kokoro_weights
 
@@ -86,10 +86,9 @@ def llama_server() -> ChatModel:
     return engine
 
 
-def random_kokoro() -> Synthesizer:
-    with TemporaryDirectory() as folder:
-        kokoro_weights.write(Path(folder), shared_model("kokoro-voices"))
-        engine: Synthesizer = create(TtsOptions(engine="kokoro", model=folder))
+def random_kokoro(backend: Literal["torch", "onnx"]) -> Synthesizer:
+    folder = kokoro_weights.shared(shared_model("kokoro-voices"))
+    engine: Synthesizer = create(TtsOptions(engine="kokoro", model=str(folder), backend=backend))
     return engine
 
 
@@ -130,5 +129,9 @@ SYNTHESIZERS = [
         "scripted", lambda: create(TtsOptions(engine="scripted")), unknown_voice=UNKNOWN_VOICE
     ),
     SynthesizerFactory("espeak", lambda: create(TtsOptions(engine="espeak"))),
-    SynthesizerFactory("kokoro", random_kokoro),
+    SynthesizerFactory("kokoro_torch", lambda: random_kokoro("torch")),
+    SynthesizerFactory("kokoro_onnx", lambda: random_kokoro("onnx")),
+    SynthesizerFactory(
+        "speakable", lambda: Speakable(create(TtsOptions(engine="espeak")), pronunciations="dropped")
+    ),
 ]

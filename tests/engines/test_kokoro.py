@@ -1,10 +1,10 @@
 """Kokoro on random weights of its architecture; what every synthesizer does is in test_synthesizers.py."""
 
 import asyncio
-import shutil
+import subprocess
+import sys
 import threading
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deployments.engines import create
-from deployments.engines.kokoro import SAMPLE_RATE, KokoroSynthesizer, _lead, _split, _Words
+from deployments.engines.kokoro import SAMPLE_RATE, KokoroSynthesizer, _heard, _sounding
 from deployments.interfaces import BadRequest, EngineFailed, SpeechChunk, WordTime
 from deployments.options import TtsOptions
 
@@ -22,22 +22,9 @@ from .support import RELEASE_S, cancelled_after, collected
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@dataclass
-class Token:
-    """misaki's, as far as the engine looks at it."""
-
-    text: str
-    phonemes: str | None
-    whitespace: str = " "
-    start_ts: float | None = None
-    end_ts: float | None = None
-
-
 @pytest.fixture(scope="module")
-def folder(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "kokoro"
-    kokoro_weights.write(folder, shared_models / "kokoro-voices")
-    return folder
+def folder(shared_models: Path) -> Path:
+    return kokoro_weights.shared(shared_models / "kokoro-voices")
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +43,49 @@ def times(chunks: list[SpeechChunk]) -> list[WordTime]:
     return [word for chunk in chunks for word in chunk.words]
 
 
+# --- words and their times ------------------------------------------------------------------------------------------
+
+
 async def test_every_word_has_its_time(engine: KokoroSynthesizer) -> None:
-    text = "  I don't pay $3.50\nfor that, “ok”? "
+    text = "  I don't pay $3.50\nfor that well-known thing, “ok”? "
     chunks = await speak(engine, text)
     words = times(chunks)
     assert [text[word.start_char : word.end_char] for word in words] == text.split()
     edges = [edge for word in words for edge in (word.start_s, word.end_s)]
     assert edges == sorted(edges)
     assert edges[-1] <= len(chunks[0].pcm) / 2 / SAMPLE_RATE
+
+
+@pytest.mark.parametrize(
+    ("voice", "text"),
+    [
+        ("af_heart", "Say [Kokoro](/kˈOkəɹO/) a [new word](+2), O Kokoro."),
+        ("ef_dora", "Tengo un amigo, [Kokoro](/kˈokoɾo/) se llama: ¿qué tal?"),
+        ("ff_siwis", "Les amis sont là, qu'est-ce que c'est: vingt-cinq. Voilà - oui!"),
+        ("hf_alpha", "नमस्ते दुनिया, आप कैसे हैं?"),
+        ("if_sara", "Ciao, come stai? Tutto bene (spero)."),
+        ("pf_dora", "Olá, tudo bem? Eu falo português."),
+    ],
+)
+async def test_every_language_has_its_words(engine: KokoroSynthesizer, voice: str, text: str) -> None:
+    chunks = await speak(engine, text, voice=voice)
+    spoken = [text[word.start_char : word.end_char] for word in times(chunks)]
+    assert spoken == [word for word in text.split() if any(c.isalnum() for c in word)]
+    edges = [edge for word in times(chunks) for edge in (word.start_s, word.end_s)]
+    assert edges == sorted(edges)
+
+
+async def test_the_words_of_a_long_text_count_over_all_chunks(engine: KokoroSynthesizer) -> None:
+    text = " ".join(f"Sentence {number} goes on for a while, and then it ends." for number in range(20))
+    chunks = await speak(engine, text)
+    assert len(chunks) > 4
+    words = times(chunks)
+    assert [text[word.start_char : word.end_char] for word in words] == text.split()
+    sent_s = 0.0
+    for chunk in chunks:
+        end_s = sent_s + len(chunk.pcm) / 2 / SAMPLE_RATE
+        assert all(sent_s <= word.start_s < word.end_s <= end_s + 1e-6 for word in chunk.words)
+        sent_s = end_s
 
 
 async def test_faster_speech_is_shorter(engine: KokoroSynthesizer) -> None:
@@ -77,6 +99,14 @@ async def test_a_speed_that_is_not_positive_is_a_bad_request(engine: KokoroSynth
         await speak(engine, "Hello.", speed=speed)
 
 
+@pytest.mark.parametrize("text", ["...", "😀", "?! —", ""])
+async def test_a_text_without_words_is_silent(engine: KokoroSynthesizer, text: str) -> None:
+    assert await speak(engine, text) == []
+
+
+# --- voices ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("voice", ["nobody", "", "../af_heart", "af_heart.pt"])
 async def test_an_unknown_voice_is_told_which_there_are(engine: KokoroSynthesizer, voice: str) -> None:
     with pytest.raises(BadRequest, match="there are af_heart, bf_emma"):
@@ -84,12 +114,21 @@ async def test_an_unknown_voice_is_told_which_there_are(engine: KokoroSynthesize
 
 
 async def test_the_voices_are_those_that_can_speak(engine: KokoroSynthesizer) -> None:
-    assert engine.voices == ("af_heart", "bf_emma")
+    assert engine.voices == tuple(sorted(set(kokoro_weights.VOICES) - {"zf_xiaobei"}))
 
 
-async def test_a_voice_of_another_language_is_a_bad_request(engine: KokoroSynthesizer) -> None:
-    with pytest.raises(BadRequest, match="does not speak English"):
+async def test_a_language_without_its_phonemiser_says_what_to_install(engine: KokoroSynthesizer) -> None:
+    with pytest.raises(BadRequest, match=r"pip install 'misaki\[zh\]'"):
         await speak(engine, "Hello.", voice="zf_xiaobei")
+
+
+async def test_a_mixture_is_spoken_in_the_language_of_its_first_voice(engine: KokoroSynthesizer) -> None:
+    text = "The bath water."
+    american = await speak(engine, text, voice="af_heart:0.7,bf_emma:0.3")
+    british = await speak(engine, text, voice="bf_emma,af_heart")
+    assert american[0].words[-1].end_char == british[0].words[-1].end_char == len(text)
+    assert engine._check("af_heart:0.7,bf_emma:0.3", 1.0) == "a"
+    assert engine._check("bf_emma,af_heart", 1.0) == "b"
 
 
 async def test_american_and_british_voices_have_their_own_phonemes(engine: KokoroSynthesizer) -> None:
@@ -108,6 +147,8 @@ async def test_american_and_british_voices_have_their_own_phonemes(engine: Kokor
         ("5%", "fˈIv pəɹsˈɛnt"),
         ("I am", "ˌI æm"),
         ("[Kokoro](/kˈOkəɹO/)", "kˈOkəɹO"),
+        ("well-known", "wˌɛlnˈOn"),
+        ("well - known", "wˈɛl — nˈOn"),
     ],
 )
 async def test_phonemes_need_no_spacy_model(engine: KokoroSynthesizer, text: str, phonemes: str) -> None:
@@ -118,67 +159,57 @@ async def test_a_word_in_no_dictionary_is_spelled(engine: KokoroSynthesizer) -> 
     assert len(engine._pieces("frobnicator", "a")[0].phonemes) > 6
 
 
-@pytest.mark.parametrize("text", ["...", "😀", "?! —", ""])
-async def test_a_text_without_words_is_silent(engine: KokoroSynthesizer, text: str) -> None:
-    assert await speak(engine, text) == []
-
-
-async def test_digits_without_end_do_not_break_the_engine(engine: KokoroSynthesizer) -> None:
-    with suppress(EngineFailed):
-        engine._pieces("9" * 400, "a")
-
-
-async def test_a_text_over_the_limit_becomes_pieces_cut_at_the_best_mark() -> None:
-    sentence = [*[Token("word", "wɜɹd")] * 40, Token(".", ".")]
-    clause = [*[Token("word", "wɜɹd")] * 70, Token(",", ","), *[Token("word", "wɜɹd")] * 60]
-    pieces = list(_split([*sentence, *sentence, *sentence, *clause]))
-    assert all(0 < len(piece.phonemes) <= 510 for piece in pieces)
-    assert [token for piece in pieces for token in piece.tokens] == [*sentence, *sentence, *sentence, *clause]
-    assert pieces[0].phonemes.endswith(".")
-    assert len(pieces[0].tokens) == 2 * len(sentence)
-
-
-async def test_no_phoneme_is_lost_between_pieces() -> None:
-    pieces = list(_split([Token("word", "wɜɹd")] * 150))
-    assert "".join(piece.phonemes for piece in pieces).replace(" ", "") == "wɜɹd" * 150
-
-
-async def test_one_word_over_the_limit_is_cut() -> None:
-    assert [len(piece.phonemes) for piece in _split([Token("a" * 600, "a" * 600), Token("b", "b")])] == [
-        510,
-        1,
-    ]
-
-
-async def test_times_count_over_all_chunks() -> None:
-    words = _Words("one two three")
-    first = words.place([Token("one", "w", start_ts=0.3, end_ts=0.6)], shift_s=-0.2, samples=SAMPLE_RATE)
-    tokens = [Token("two", "t", start_ts=0.1, end_ts=0.4), Token("three", "θ", start_ts=0.5, end_ts=9.0)]
-    second = words.place(tokens, shift_s=0.0, samples=SAMPLE_RATE)
-    assert first == (WordTime(0, 3, pytest.approx(0.1), pytest.approx(0.4)),)
-    assert second == (WordTime(4, 7, 1.1, 1.4), WordTime(8, 13, 1.5, 2.0))
+# --- silence --------------------------------------------------------------------------------------------------------
 
 
 async def test_lead_silence_is_cut_but_no_word() -> None:
     audio = np.concatenate([np.full(6000, 1e-4), np.full(6000, 0.5)]).astype(np.float32)
-    assert _lead(audio, [Token("a", "a", start_ts=0.25)]) == 6000 - 480
-    assert _lead(audio, [Token("a", "a", start_ts=0.1)]) == 2400
-    assert _lead(np.zeros(100, np.float32), [Token("a", "a", start_ts=0.1)]) == 0
+    assert _heard(audio, [None, (0.25, 0.4)], is_cut=False) == (6000 - 480, 12000)
+    assert _heard(audio, [(0.1, 0.4)], is_cut=False) == (2400, 12000)
+    assert _heard(np.zeros(100, np.float32), [(0.1, 0.2)], is_cut=True) == (0, 100)
 
 
-async def test_one_forward_at_a_time_and_none_after_a_cancel(
-    engine: KokoroSynthesizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_pause_behind_a_piece_is_kept_unless_it_is_cut_amid_a_clause() -> None:
+    audio = np.concatenate([np.full(12000, 0.5), np.full(12000, 1e-4)]).astype(np.float32)
+    assert _heard(audio, [(0.0, 0.5)], is_cut=False) == (0, 24000)
+    assert _heard(audio, [(0.0, 0.5)], is_cut=True) == (0, 11999 + 1200)
+    assert _heard(audio, [(0.0, 0.8)], is_cut=True) == (0, 19200)
+
+
+async def test_a_word_ends_with_its_sound() -> None:
+    audio = np.concatenate([np.full(12000, 0.5), np.full(12000, 1e-4), np.full(2400, 0.5)]).astype(np.float32)
+    assert _sounding(audio, [(0.1, 0.9), None, (1.0, 1.1), (0.6, 0.9)]) == [
+        (0.1, 0.5),
+        None,
+        (1.0, 1.1),
+        (0.6, 0.9),
+    ]
+
+
+# --- forwards, one at a time ----------------------------------------------------------------------------------------
+
+
+def held_forward(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], threading.Event, Callable[[], None]]:
+    """Lets forwards begin and wait: the phonemes of those begun, an event at each begin, and what lets them go on."""
     running, go_on, begun = threading.Event(), threading.Event(), []
     forward = engine._forward
 
-    def slow(*args: Any) -> Any:
+    def held(*args: Any) -> Any:
         begun.append(args[0].phonemes)
         running.set()
         assert go_on.wait(30)
         return forward(*args)
 
-    monkeypatch.setattr(engine, "_forward", slow)
+    monkeypatch.setattr(engine, "_forward", held)
+    return begun, running, go_on.set
+
+
+async def test_one_forward_at_a_time_and_none_after_a_cancel(
+    engine: KokoroSynthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, running, go_on = held_forward(engine, monkeypatch)
     async with asyncio.TaskGroup() as calls:
         first = calls.create_task(speak(engine, "One."))
         await asyncio.to_thread(running.wait, 30)
@@ -186,7 +217,7 @@ async def test_one_forward_at_a_time_and_none_after_a_cancel(
         last = calls.create_task(speak(engine, "Three."))
         await asyncio.sleep(0.05)
         assert len(begun) == 1
-        go_on.set()
+        go_on()
     assert first.result()
     assert last.result()
     assert len(begun) == 2
@@ -195,42 +226,53 @@ async def test_one_forward_at_a_time_and_none_after_a_cancel(
 async def test_a_cancelled_caller_does_not_wait_and_no_second_forward_starts(
     engine: KokoroSynthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, begun = threading.Event(), []
-
-    def slow(*args: Any) -> Any:
-        begun.append(args)
-        assert go_on.wait(30)
-        return np.zeros(2400, np.float32)
-
-    monkeypatch.setattr(engine, "_forward", slow)
+    begun, _, go_on = held_forward(engine, monkeypatch)
     text = "This is a sentence of some words, and it goes on. " * 20
     try:
         assert len(engine._pieces(text, "a")) > 1
         assert await cancelled_after(1.0, speak(engine, text)) < RELEASE_S
     finally:
-        go_on.set()
+        go_on()
     await asyncio.wrap_future(engine._executor.submit(lambda: None))
     assert len(begun) == 1
+
+
+async def test_calls_take_turns_piece_by_piece(
+    engine: KokoroSynthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, running, go_on = held_forward(engine, monkeypatch)
+    async with asyncio.TaskGroup() as calls:
+        calls.create_task(speak(engine, "This is a long sentence, which goes on and on and on and on. " * 8))
+        await asyncio.to_thread(running.wait, 30)
+        calls.create_task(speak(engine, "Short."))
+        await asyncio.sleep(0.05)
+        go_on()
+    assert len(begun) > 3
+    assert "ʃˈɔɹt." in begun[:3]
 
 
 async def test_a_forward_that_breaks_is_an_engine_that_failed(
     engine: KokoroSynthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object, **__: object) -> object:
-        raise RuntimeError("no memory")
+    class Broken:
+        def run(self, *_: object) -> object:
+            raise RuntimeError("no memory")
 
-    monkeypatch.setattr(engine, "_model", broken)
+    monkeypatch.setattr(engine._backend, "_session", Broken())
     with pytest.raises(EngineFailed, match="no memory"):
         await speak(engine, "Hello.")
 
 
+# --- what a replica needs -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("damaged", ["config.json", "kokoro-test.pth"])
-async def test_a_damaged_model_is_refused(folder: Path, tmp_path: Path, damaged: str) -> None:
-    copy = tmp_path / "kokoro"
-    shutil.copytree(folder, copy)
-    (copy / damaged).write_bytes(b"damaged")
+async def test_a_damaged_model_is_refused(shared_models: Path, tmp_path: Path, damaged: str) -> None:
+    kokoro_weights.write(tmp_path, shared_models / "kokoro-voices")
+    (tmp_path / damaged).write_bytes(b"damaged")
     with pytest.raises(EngineFailed, match="cannot be loaded"):
-        create(TtsOptions(engine="kokoro", model=str(copy)))
+        create(TtsOptions(engine="kokoro", model=str(tmp_path)))
+    assert not list(tmp_path.glob("*.onnx*"))
 
 
 async def test_a_folder_without_the_configured_voice_says_so(folder: Path) -> None:
@@ -238,8 +280,14 @@ async def test_a_folder_without_the_configured_voice_says_so(folder: Path) -> No
         create(TtsOptions(engine="kokoro", model=str(folder), voice="af_bella"))
 
 
-async def test_a_configured_voice_of_another_language_is_refused(folder: Path) -> None:
-    with pytest.raises(EngineFailed, match="does not speak English"):
+async def test_a_mixture_can_be_configured(folder: Path) -> None:
+    with pytest.raises(EngineFailed, match=r"lacks voices/af_bella\.pt"):
+        create(TtsOptions(engine="kokoro", model=str(folder), voice="af_heart:0.7,af_bella:0.3"))
+    assert create(TtsOptions(engine="kokoro", model=str(folder), voice="af_heart:0.7,bf_emma:0.3"))
+
+
+async def test_a_configured_voice_that_cannot_speak_here_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineFailed, match="misaki"):
         create(TtsOptions(engine="kokoro", model=str(folder), voice="zf_xiaobei"))
 
 
@@ -251,3 +299,21 @@ async def test_weights_that_are_not_here_name_the_remedy(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EngineFailed, match="voice-serve models pull"):
         create(TtsOptions(engine="kokoro"))
+
+
+async def test_a_replica_with_the_export_needs_no_torch(engine: KokoroSynthesizer, folder: Path) -> None:
+    assert engine.backend == "onnx"
+    code = f"""
+import asyncio, sys
+from deployments.engines import create
+from deployments.options import TtsOptions
+engine = create(TtsOptions(engine="kokoro", model={str(folder)!r}))
+async def speak():
+    return [chunk async for chunk in engine.synthesize("Hello world.", voice="af_heart", speed=1.0)]
+assert asyncio.run(speak())
+print([name for name in ("torch", "kokoro", "transformers") if name in sys.modules])
+"""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr

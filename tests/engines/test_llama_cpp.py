@@ -75,6 +75,14 @@ async def test_a_context_that_is_too_long_is_a_bad_request_and_the_next_call_wor
     assert await answer(engine, "Hello")
 
 
+async def test_a_prompt_is_counted_as_the_model_reads_it(engine: LlamaCppChatModel) -> None:
+    messages = [ChatMessage("system", "You are brief."), ChatMessage("user", LONG)]
+    deltas = await collected(engine.generate(messages, sampling=Sampling(max_tokens=1)))
+    usage = deltas[-1].usage
+    assert usage
+    assert engine._count(messages) == usage.input_tokens
+
+
 async def test_no_tokens_at_all_is_a_bad_request(engine: LlamaCppChatModel) -> None:
     with pytest.raises(BadRequest, match="0 tokens"):
         await answer(engine, "Hello", max_tokens=0)
@@ -99,9 +107,12 @@ class Watched:
     def __init__(self, engine: LlamaCppChatModel) -> None:
         self._server = engine._server
         self.chunks: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.has_begun = threading.Event()
 
     def handle_chat_completions(self, request: str, on_chunk: Callable[[str], bool]) -> None:
+        self.requests.append(json.loads(request))
+
         def watch(chunk: str) -> bool:
             self.chunks.append(json.loads(chunk))
             self.has_begun.set()
@@ -150,12 +161,12 @@ async def _joined(call: asyncio.Task[object]) -> None:
 async def test_a_call_that_is_cancelled_in_the_queue_never_begins(
     engine: LlamaCppChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[str] = []
+    begun: list[Any] = []
     run = engine._run
 
-    def counted(request: str, generation: Any) -> None:
-        begun.append(request)
-        run(request, generation)
+    def counted(*call: Any) -> None:
+        begun.append(call)
+        run(*call)
 
     monkeypatch.setattr(engine, "_run", counted)
     async with asyncio.TaskGroup() as tasks:
@@ -175,6 +186,24 @@ async def test_the_prefix_of_the_last_turn_is_not_computed_again(
     await answer(engine, story, max_tokens=2)
     await answer(engine, story + "And then?", max_tokens=2)
     assert watched.chunks[-1]["timings"]["cache_n"] > 60
+
+
+async def test_a_conversation_longer_than_the_context_loses_its_oldest_turns(
+    engine: LlamaCppChatModel, watched: Watched
+) -> None:
+    talk = [ChatMessage("system", "You are brief.")]
+    for turn in range(40):
+        talk += [ChatMessage("user", f"Question {turn}? " + "word " * 20), ChatMessage("assistant", "Yes.")]
+    talk.append(ChatMessage("user", "And now?"))
+    deltas = await collected(engine.generate(talk, sampling=Sampling(max_tokens=16, seed=1)))
+    usage = deltas[-1].usage
+    assert usage
+    assert 600 < usage.input_tokens <= 1024 - 16
+    told = [message["content"] for message in watched.requests[-1]["messages"]]
+    assert told[0] == "You are brief."
+    assert told[1].startswith("Question ")
+    assert told[-1] == "And now?"
+    assert len(told) < len(talk)
 
 
 async def test_the_context_is_capped_to_what_the_model_was_trained_with(options: LlmOptions) -> None:

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 
 from deployments import models
@@ -264,7 +265,7 @@ def llama_server() -> Iterator[tuple[str, str]]:
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.verbosity = str(path), 512, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.api_keys = ["secret"]
+    params.api_keys, params.endpoint_slots = ["secret"], True
     server = xllamacpp.Server(params)
     yield f"{server.listening_address}/v1", "secret"
     # A server that is destroyed before its loop runs hangs: a call waits for the loop.
@@ -297,3 +298,70 @@ async def test_the_server_of_llama_cpp_refuses_what_does_not_fit(llama_server: t
     with pytest.raises(BadRequest, match="context"):
         await collected(engine.generate([ChatMessage("user", "word " * 2000)], sampling=Sampling()))
     await engine.aclose()
+
+
+async def is_generating(url: str, key: str) -> bool:
+    """What the server of llama.cpp itself says of its slots."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+        slots = (await client.get(f"{url.removesuffix('/v1')}/slots")).json()
+    return any(slot["is_processing"] for slot in slots)
+
+
+async def test_cancelling_stops_the_server_of_llama_cpp(llama_server: tuple[str, str]) -> None:
+    url, key = llama_server
+    engine: OpenAICompatibleChatModel = create(
+        LlmOptions(engine="openai_compatible", base_url=url, model="m", api_key=key)
+    )
+    story = [ChatMessage("user", "Tell me a very long story about a dragon.")]
+    async with aclosing(engine.generate(story, sampling=Sampling(max_tokens=450, seed=1))) as stream:
+        await anext(stream)
+        assert await is_generating(url, key)
+    started = asyncio.get_running_loop().time()
+    async with asyncio.timeout(10):
+        while await is_generating(url, key):
+            await asyncio.sleep(0.02)
+    assert asyncio.get_running_loop().time() - started < 1.0, "450 tokens take 2.5 s and more"
+    await engine.aclose()
+
+
+# --- the window -----------------------------------------------------------------------------------------------------
+
+TALK = [
+    ChatMessage("system", "You are brief."),
+    *(ChatMessage(role, f"{role} {i} " + "word " * 20) for i in range(20) for role in ("user", "assistant")),
+    ChatMessage("user", "And now?"),
+]
+
+
+async def sent(server: Server, **options: Any) -> list[str]:
+    """The messages that reach the server, by their first words."""
+    engine: OpenAICompatibleChatModel = create(
+        LlmOptions(engine="openai_compatible", base_url=server.url, model="m", **options)
+    )
+    try:
+        await collected(engine.generate(TALK, sampling=Sampling(max_tokens=50)))
+    finally:
+        await engine.aclose()
+    return [" ".join(m["content"].split()[:2]) for m in server.requests[-1][1]["messages"]]
+
+
+async def test_with_a_window_the_oldest_turns_are_not_sent() -> None:
+    async with serving(text("x", "stop")) as server:
+        messages = await sent(server, context_tokens=500)
+    assert messages[0] == "You are"
+    assert messages[1].startswith("user ")
+    assert messages[-3:] == ["user 19", "assistant 19", "And now?"]
+    assert 5 < len(messages) < 15
+
+
+async def test_without_a_window_everything_is_sent() -> None:
+    async with serving(text("x", "stop")) as server:
+        assert len(await sent(server)) == len(TALK)
+
+
+async def test_a_question_that_is_longer_than_the_window_is_not_sent() -> None:
+    async with serving(text("x", "stop")) as server:
+        with pytest.raises(BadRequest, match="exceeds the available context size of 15"):
+            await sent(server, context_tokens=15)
+        assert not server.requests

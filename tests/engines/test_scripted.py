@@ -134,6 +134,16 @@ async def test_transcripts_are_given_in_turn_and_silence_takes_no_turn() -> None
     assert [transcript.text for transcript in heard] == ["one", "", "two", "one"]
 
 
+async def test_an_interim_is_the_beginning_of_the_transcript_that_comes() -> None:
+    ears = ScriptedTranscriber(
+        SttOptions(scripted=ScriptedStt(latency_s=0.0, transcripts=("one two three", "four")))
+    )
+    growing = [LOUD * 10 * tenths for tenths in (1, 3, 7, 30)]
+    heard = [await ears.transcribe(audio, language=None, prompt=None, is_interim=True) for audio in growing]
+    assert [interim.text for interim in heard] == ["", "one", "one two", "one two three"]
+    assert (await ears.transcribe(LOUD, language=None, prompt=None)).text == "one two three"
+
+
 async def test_answers_are_given_in_turn_and_tokens_join_to_the_text() -> None:
     options = ScriptedLlm(first_token_s=0.0, tokens_per_s=1e6, answers=("Well, yes.", ""))
     mind = ScriptedChatModel(LlmOptions(scripted=options))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deployments.interfaces import BadRequest, Transcriber
+from deployments.interfaces import BadRequest, EngineBusy, Transcriber
 
 from .factories import TRANSCRIBERS, TranscriberFactory
 from .support import RELEASE_S, cancelled_after
@@ -60,6 +60,61 @@ async def test_calls_at_once_do_not_mix(engine: Transcriber, utterance: bytes) -
     async with asyncio.TaskGroup() as calls:
         tasks = [calls.create_task(engine.transcribe(pcm, language="en", prompt=None)) for pcm in inputs]
     assert [task.result().text for task in tasks] == [alone.text, "", alone.text, "", alone.text]
+
+
+async def test_an_interim_is_heard(engine: Transcriber, utterance: bytes) -> None:
+    interim = await engine.transcribe(utterance, language="en", prompt=None, is_interim=True)
+    assert interim.text == interim.text.strip() != ""
+
+
+async def test_an_interim_takes_nothing_from_the_final(engine: Transcriber, utterance: bytes) -> None:
+    final = await engine.transcribe(utterance, language="en", prompt=None)
+    for cut in (len(utterance) // 4 * 2, len(utterance)):
+        await engine.transcribe(utterance[:cut], language="en", prompt=None, is_interim=True)
+    assert await engine.transcribe(utterance, language="en", prompt=None) == final
+
+
+async def test_an_interim_is_refused_while_finals_run_or_wait(engine: Transcriber, utterance: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as calls:
+        finals = [
+            calls.create_task(engine.transcribe(utterance * 4, language="en", prompt=None)) for _ in range(3)
+        ]
+        await asyncio.sleep(0.001)
+        started = loop.time()
+        with pytest.raises(EngineBusy):
+            await engine.transcribe(utterance, language="en", prompt=None, is_interim=True)
+        assert loop.time() - started < RELEASE_S
+        assert not all(final.done() for final in finals)
+    assert all(final.result() == finals[0].result() for final in finals)
+
+
+async def test_a_final_that_meets_an_interim_is_heard_and_the_interim_ends(
+    engine: Transcriber, utterance: bytes
+) -> None:
+    alone = await engine.transcribe(utterance, language="en", prompt=None)
+
+    async def interim() -> str | EngineBusy:
+        try:
+            long = utterance * 8
+            return (await engine.transcribe(long, language="en", prompt=None, is_interim=True)).text
+        except EngineBusy as busy:
+            return busy
+
+    async with asyncio.TaskGroup() as calls:
+        under_way = calls.create_task(interim())
+        await asyncio.sleep(0.05)
+        assert await engine.transcribe(utterance, language="en", prompt=None) == alone
+    assert under_way.result()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.2])
+async def test_a_cancelled_interim_is_released_and_the_next_call_works(
+    engine: Transcriber, utterance: bytes, after_s: float
+) -> None:
+    long = engine.transcribe(utterance * 8, language="en", prompt=None, is_interim=True)
+    assert await cancelled_after(after_s, long) < RELEASE_S
+    assert (await engine.transcribe(utterance, language="en", prompt=None, is_interim=True)).text
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.2])

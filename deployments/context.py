@@ -1,0 +1,88 @@
+"""Keeping a conversation inside the model's window: the oldest turns go, the rest is told as it was.
+
+- What the conversation opens with by `system` messages stays: it is the prompt.
+- A turn is what the user said (with notes of role `system` among it) and all that answers it up to the next: an
+  answer, a tool's call with its output. It stays whole or goes whole, since half a turn breaks chat templates and
+  leaves a tool's output without its call.
+- The newest turn stays. When it does not fit even alone, the request can never succeed: BadRequest.
+- Turns go by the block (a quarter of the room), not one by one: a prompt that lost its oldest turn shares no prefix
+  with the last one, so all of it would be computed again at every turn of a long conversation. Where the cut lies
+  follows from the conversation alone, so it is the same on every replica.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+
+from .interfaces import BadRequest, ChatMessage
+
+_BLOCKS = 4
+
+_BYTES_PER_TOKEN = 3
+_TOKENS_PER_MESSAGE = 8
+
+
+def fit(
+    messages: Sequence[ChatMessage],
+    *,
+    window: int,
+    reserve: int,
+    count: Callable[[Sequence[ChatMessage]], int],
+    engine: str,
+) -> Sequence[ChatMessage]:
+    """`messages` without as many of their oldest turns as it takes.
+
+    window: tokens of prompt and answer together. reserve: tokens that are kept free for the answer, at least one and
+    at most half the window; the newest turn may use them, so that a long question gets a short answer and no error.
+    count: the tokens of a prompt; fewer messages must not be more tokens. It is called once while everything fits,
+    about log2(turns) times when something must go. Raises BadRequest, in the name of `engine`.
+    """
+    room = window - max(1, min(reserve, window // 2))
+    total = count(messages)
+    if total <= room:
+        return messages
+    prompt, turns = _split(messages)
+
+    def without(oldest: int) -> list[ChatMessage]:
+        return [*prompt, *(message for turn in turns[oldest:] for message in turn)]
+
+    def fewest_for(size: int) -> int:
+        """How many turns must go for the rest to have `size` tokens; all but the newest, where that is not enough."""
+        return bisect_left(range(len(turns) - 1), True, key=lambda oldest: count(without(oldest)) <= size)
+
+    block = max(1, room // _BLOCKS)
+    oldest = fewest_for(total - -(-(total - room) // block) * block)
+    if (
+        oldest == len(turns) - 1
+    ):  # a long prompt or newest turn: whatever else fits is worth more than a block
+        oldest = fewest_for(room)
+    kept = without(oldest)
+    if (size := count(kept)) >= window:
+        message = f"the newest turn and the system prompt have {size} tokens: it exceeds the available context size of {window}"
+        raise BadRequest(message, stage="llm", engine=engine)
+    return kept
+
+
+def estimate(messages: Sequence[ChatMessage]) -> int:
+    """Tokens of a prompt where the model's tokenizer is out of reach; meant to be too many rather than too few.
+
+    A token for three bytes of UTF-8: English has about four to a token, German and French somewhat less, Chinese and
+    Japanese three to five with the vocabularies of this decade. Eight more a message, for the template's marks.
+    """
+    return sum(
+        -(-len(message.content.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for message in messages
+    )
+
+
+def _split(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[list[ChatMessage]]]:
+    """The prompt, and the turns."""
+    prompt = list(takewhile(lambda message: message.role == "system", messages))
+    turns: list[list[ChatMessage]] = []
+    is_answered = True
+    for message in messages[len(prompt) :]:
+        is_said = message.role in ("user", "system")
+        if not turns or (is_said and is_answered):
+            turns.append([])
+        turns[-1].append(message)
+        is_answered = not is_said
+    return prompt, turns
