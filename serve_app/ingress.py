@@ -17,11 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector
@@ -33,6 +36,10 @@ from .observability import Metrics, SessionLog, TurnObserver, process_figures, u
 from .realtime import codec
 from .realtime.mapper import Mapper
 from .realtime.session_config import SessionConfig
+from .rest.errors import ApiError, of_http
+from .rest.routes import Options as RestOptions
+from .rest.routes import Server as RestServer
+from .rest.routes import router as rest_router
 from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber, cancelling
 from .session.session import Session, SessionOptions
 from .session.stages import Engines, TimeLimits
@@ -231,6 +238,26 @@ class VoiceServer:
 
     # --- over HTTP --------------------------------------------------------------------------------------------------
 
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def rest(self) -> RestServer:
+        """What the REST endpoints (`rest`) need of this server. Their requests are no sessions and are not counted."""
+        return RestServer(self._engines, self.voices, self.models, self._rest_refusal)
+
+    def _rest_refusal(self, request: Request) -> ApiError | None:
+        headers = request.headers
+        if not is_origin_allowed(headers.get("origin"), headers.get("host"), self._config.access):
+            message = "Pages of this origin may not ask; see access.allowed_origins."
+            return ApiError(403, message, code="origin_not_allowed")
+        if not self.is_authorized(shown_keys(headers, [])):
+            message = "A valid API key is needed: Authorization: Bearer ..."
+            bearer = {"WWW-Authenticate": "Bearer"}
+            return ApiError(401, message, code="invalid_api_key", headers=bearer)
+        return None
+
     async def ready(self) -> Response:
         status = await self._health()
         broken = {stage: why for stage, why in status.items() if isinstance(why, str)}
@@ -277,6 +304,18 @@ def session_options(config: Config) -> SessionOptions:
     )
 
 
+def rest_options(config: Config) -> RestOptions:
+    options = session_options(config)
+    return RestOptions(
+        time_limits=options.time_limits,
+        sampling=options.sampling,
+        context_tokens=config.llm.context_tokens,
+        voice=config.tts.voice,
+        speed=config.tts.speed,
+        speech_threshold=config.turn_taking.threshold,
+    )
+
+
 def shown_keys(headers: Mapping[str, str], subprotocols: Sequence[str]) -> list[str]:
     """The keys that a caller shows, in the header or, as a browser must, in a subprotocol."""
     keys = [p.removeprefix(KEY_SUBPROTOCOL) for p in subprotocols if p.startswith(KEY_SUBPROTOCOL)]
@@ -307,30 +346,44 @@ def routes(server: VoiceServer) -> FastAPI:
         """Every stage can serve; 503 names those that cannot."""
         return await server.ready()
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, object]:
-        if not server.is_authorized(shown_keys(request.headers, [])):
-            raise HTTPException(401, "a valid API key is needed: Authorization: Bearer ...")
-        return await server.models()
+    app.include_router(rest_router(server.rest, rest_options(server.config)))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return of_http(error, request.url.path).response()
 
     @app.websocket("/v1/realtime")
     async def realtime(socket: WebSocket) -> None:
         await server.realtime(socket)
-
-    @app.middleware("http")
-    async def secure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = CSP
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers.setdefault("Cache-Control", "no-cache")  # after an upgrade no old module stays
-        return response
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
     app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_middleware(SecureHeaders)
     return app
+
+
+class SecureHeaders:
+    """The page may load nothing from elsewhere, and nothing is taken for what it is not.
+
+    Not Starlette's BaseHTTPMiddleware: it ends a stream that broke off as if it were whole.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = CSP
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-cache")  # after an upgrade no old module stays
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 # --- behind Ray Serve -----------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ async def test_models_asks_for_a_key_where_keys_are_set(headers: dict[str, str],
     response = await get(server_of(api_keys=["k"]), "/v1/models", **headers)
     assert response.status_code == status
     if status == 401:
-        assert "Bearer" in response.json()["detail"]
+        assert "Bearer" in response.json()["error"]["message"]
 
 
 async def test_the_voices_are_asked_for_until_they_are_known_and_then_no_more():

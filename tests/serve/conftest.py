@@ -18,3 +18,8 @@ SLOW_VOICE = {
 def app() -> Iterator[Application]:
     with application(args=SLOW_VOICE) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A process holds one cluster at a time: tests that start their own come before those that share `app`."""
+    items.sort(key=lambda item: "app" in getattr(item, "fixturenames", ()))
