@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev models run test lint faults bench clean
+.PHONY: help setup setup-dev models run test test-sglang lint faults bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -40,8 +40,12 @@ run: setup  ## the voice agent on http://127.0.0.1:8000
 	@trap : INT; $(BIN)/voice-serve models pull --answer-within-s 5; trap - INT; \
 	PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/serve run config.yaml
 
+# A process can hold one Ray cluster: the files that start an application of their own run apart.
 test: setup-dev lint  ## every test that can run on this machine
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not ray" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/serve/test_embedded.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/serve/test_haproxy.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_rest.py tests/serve/test_pipecat.py $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -50,6 +54,23 @@ lint: setup-dev
 
 faults: setup-dev  ## break the core in known ways and see the tests fail
 	$(BIN)/python -m tests.conversation.seeded_faults
+
+SGLANG_VENV ?= .venv-sglang
+# Linux on x86-64 has wheels of SGLang; 12 GB of them, which is why this is not part of `make test`.
+test-sglang:  ## SGLang itself, on the CPU, in an environment of its own (12 GB)
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(MAKE) $(SGLANG_VENV)/.done
+	$(SGLANG_VENV)/bin/python -m pytest -s tests/engines/test_sglang.py tests/sglang_cpu
+else
+	@echo "skipped: SGLang has wheels for Linux on x86-64 alone"
+endif
+
+$(SGLANG_VENV)/.done: pyproject.toml constraints-gpu.txt
+	@echo "installing into $(SGLANG_VENV): 12 GB, five to ten minutes"
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-gpu.txt \
+		-e '.[gpu]' pytest pytest-asyncio pytest-timeout hypothesis
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

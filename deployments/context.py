@@ -10,9 +10,10 @@
   follows from the conversation alone, so it is the same on every replica.
 """
 
+import functools
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 from .interfaces import BadRequest, ChatMessage
 
@@ -34,8 +35,9 @@ def fit(
 
     window: tokens of prompt and answer together. reserve: tokens that are kept free for the answer, at least one and
     at most half the window; the newest turn may use them, so that a long question gets a short answer and no error.
-    count: the tokens of a prompt; fewer messages must not be more tokens. It is called once while everything fits,
-    about log2(turns) times when something must go. Raises BadRequest, in the name of `engine`.
+    count: the tokens of a prompt; fewer messages must not be more tokens. It is called once while everything fits and
+    three or four times when something must go, since letters tell about where. Raises BadRequest, in the name of
+    `engine`.
     """
     room = window - max(1, min(reserve, window // 2))
     total = count(messages)
@@ -46,21 +48,24 @@ def fit(
     def without(oldest: int) -> list[ChatMessage]:
         return [*prompt, *(message for turn in turns[oldest:] for message in turn)]
 
+    sizes = functools.cache(lambda oldest: count(without(oldest)))
+    letters = list(accumulate(map(_letters, turns), initial=0))
+    newest = max(0, len(turns) - 1)
+
     def fewest_for(size: int) -> int:
         """How many turns must go for the rest to have `size` tokens; all but the newest, where that is not enough."""
-        return bisect_left(range(len(turns) - 1), True, key=lambda oldest: count(without(oldest)) <= size)
+        by_letters = bisect_left(letters, (_letters(prompt) + letters[-1]) * (1 - size / total))
+        return _first(lambda oldest: sizes(oldest) <= size, newest, near=min(by_letters, newest))
 
     block = max(1, room // _BLOCKS)
     oldest = fewest_for(total - -(-(total - room) // block) * block)
-    if (
-        oldest == len(turns) - 1
-    ):  # a long prompt or newest turn: whatever else fits is worth more than a block
+    if oldest == newest:
+        # A long prompt, or a long newest turn: whatever else fits is worth more than a block.
         oldest = fewest_for(room)
-    kept = without(oldest)
-    if (size := count(kept)) >= window:
+    if (size := sizes(oldest)) >= window:
         message = f"the newest turn and the system prompt have {size} tokens: it exceeds the available context size of {window}"
         raise BadRequest(message, stage="llm", engine=engine)
-    return kept
+    return without(oldest)
 
 
 def estimate(messages: Sequence[ChatMessage]) -> int:
@@ -72,6 +77,22 @@ def estimate(messages: Sequence[ChatMessage]) -> int:
     return sum(
         -(-len(message.content.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for message in messages
     )
+
+
+def _first(holds: Callable[[int], bool], end: int, *, near: int) -> int:
+    """The first number from 0 for which `holds` (and so for all after it), or `end`; quick where that is `near`."""
+    low, high, step = 0, end, 1
+    while low <= near < high:
+        if holds(near):
+            high, near = near, near - step
+        else:
+            low, near = near + 1, near + step
+        step *= 2
+    return bisect_left(range(high), True, lo=low, key=holds)
+
+
+def _letters(messages: Sequence[ChatMessage]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _split(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[list[ChatMessage]]]:

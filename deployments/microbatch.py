@@ -123,9 +123,8 @@ class MicroBatcher(Generic[Item, Result]):
             return
         assert self._loop is not None, "set before the first job"
         first = self._waiting[0]
-        due = first.arrived_at + self._max_wait_s
-        if len(self._company(first)) < self._max_batch(first.key) and self._loop.time() < due:
-            self._timer = self._loop.call_at(due, self._begin)
+        if len(self._company(first)) < self._max_batch(first.key):
+            self._timer = self._loop.call_at(first.arrived_at + self._max_wait_s, self._begin)
         else:
             self._begin()
 

@@ -1,4 +1,8 @@
-"""Text to speech as a Serve deployment: a thin shell around one engine."""
+"""Text to speech as a Serve deployment: a thin shell around one engine.
+
+Here, and for all that speaks, a written text becomes a speakable one; only the scripted voice is given what is written,
+since its listeners count the words.
+"""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -9,13 +13,14 @@ from .engines import create
 from .interfaces import EngineInfo, SpeechChunk, Synthesizer
 from .options import TtsOptions
 from .replica import Replica, closing
+from .speakable import Speakable
 
 
 @serve.deployment(name="TextToSpeech")
 class TextToSpeech(Replica):
     def __init__(self, options: TtsOptions, info: EngineInfo) -> None:
         super().__init__(info)
-        self._engine: Synthesizer = create(options)
+        self._engine = make(options)
 
     async def synthesize(self, text: str, voice: str, speed: float) -> AsyncGenerator[SpeechChunk, None]:
         with self.statistics.call():
@@ -26,6 +31,18 @@ class TextToSpeech(Replica):
     async def voices(self) -> list[str]:
         """The names that `voice` may have; empty where the engine takes any."""
         return list(self._engine.voices)
+
+
+def make(options: TtsOptions) -> Synthesizer:
+    """The engine of these options, as a replica has it: what it is given is made speakable first."""
+    engine: Synthesizer = create(options)
+    match options.engine:
+        case "kokoro":
+            return Speakable(engine, pronunciations="kept")
+        case "espeak":
+            return Speakable(engine, pronunciations="dropped")
+        case "scripted" | "auto":
+            return engine
 
 
 def bind(options: TtsOptions, info: EngineInfo) -> Any:

@@ -111,6 +111,18 @@ def test_a_long_prompt_does_not_cost_the_turns_that_would_fit():
     assert len(fitted(messages, window=220)) == 1 + 2 * 2
 
 
+def test_a_long_conversation_is_counted_a_few_times_and_not_once_a_turn():
+    counted = []
+
+    def count(messages: Sequence[ChatMessage]) -> int:
+        counted.append(len(messages))
+        return letters(messages)
+
+    kept = fit(conversation(300), window=800, reserve=100, count=count, engine="some")
+    assert len(kept) > 40
+    assert len(counted) <= 4
+
+
 def test_an_estimate_is_more_than_the_tokens_of_a_text():
     text = "The quick brown fox jumps over the lazy dog, and nobody knows why it should."
     assert 17 < estimate([user(text)]) < 60
@@ -175,6 +187,12 @@ def test_no_more_than_a_block_is_given_away(messages: list[ChatMessage], window:
         before = starts[starts.index(cut) - 1]
         longer = [*messages[: starts[0]], *messages[before:]]
         assert letters(longer) > room - max(1, room // 4)
+
+
+def test_a_turn_is_not_dropped_that_just_fits():
+    messages = [SYSTEM, user("a" * 10), agent("b" * 10), user("c" * 18), agent("d" * 18), user("e" * 28)]
+    assert letters(messages[3:]) + letters(messages[:1]) == 82
+    assert fitted(messages, window=83) == [SYSTEM, *messages[3:]]
 
 
 @given(MESSAGES, st.integers(50, 300), st.integers(0, 100))

@@ -1,65 +1,69 @@
-"""Kokoro (torch): the mouth with a natural voice. 24 kHz, and the time of every word.
+"""Kokoro: the mouth with a natural voice. 24 kHz, and the time of every word.
 
 - Nothing is downloaded: weights, config and voices come from a folder or the hub cache, and the phonemes from
-  `kokoro_g2p`, which does without the spaCy model that kokoro's own pipeline fetches.
-- One forward speaks at most 510 phonemes and gives no audio before it ends, so a short text is early audio. One
-  forward at a time a replica: its one thread is the lock, the executor's queue the queue. A cancelled call begins no
-  new forward; one under way cannot be stopped, and the caller does not wait for it.
-- A forward starts with about 250 ms of silence, which a listener would only wait through: it is cut off.
+  `kokoro_text`, which does without the spaCy model that kokoro's own pipeline fetches.
+- One forward speaks at most 510 phonemes and gives no audio before it ends, so a short text is early audio, and a long
+  one is cut into pieces of which the first is heard while the next is computed. One forward at a time a replica: its
+  one thread is the lock, the executor's queue the queue, and calls take turns piece by piece.
+- A cancelled call begins no new forward, and the one under way is stopped (`kokoro_backends`): the caller does not wait
+  for it, and the thread is free for the next call soon after.
+- A forward starts with about 250 ms of silence, which a listener would only wait through: it is cut off. So is the
+  silence behind a piece that ends amid a clause.
 """
 
 import asyncio
-import re
+import json
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deployments import models
-from deployments.interfaces import BadRequest, EngineFailed, SpeechChunk, WordTime
+from deployments.interfaces import BadRequest, EngineFailed, SpeechChunk
 from deployments.options import TtsOptions
+
+from . import kokoro_backends, kokoro_text
+from .kokoro_backends import Audio, Stop
+from .kokoro_text import Phonemizer, Piece, WordTimes
+from .kokoro_voices import Voices
 
 SAMPLE_RATE = 24_000
 
-_MOST_PHONEMES = 510
-_ACCENTS = {"a": "American", "b": "British"}
-"""First letter of a voice -> English of that accent."""
 _SILENCE = 10 ** (-45 / 20)
 """What is this far below the peak of a chunk, before its first sound, is lead silence."""
+_PAUSE = 10 ** (-35 / 20)
+"""What is this far below the peak, at the end of a word, is the pause that follows it."""
 _MARGIN_S = 0.02
 """Kept of the lead silence, so that a soft onset is not clipped."""
-_REPOSITORY = "hexgrad/Kokoro-82M"
+_GAP_S = 0.05
+"""Kept of the silence behind a piece that ends amid a clause."""
+_WARM_UP = (
+    "Hello.",
+    "It takes about as long to say this clause,",
+    "One sentence of an answer, as it comes again and again.",
+)
+"""Spoken at start: lengths of a first clause and of a sentence."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What one forward speaks."""
-
-    phonemes: str
-    tokens: Sequence[Any]
-    """misaki's tokens: text, phonemes, whitespace; `start_ts` and `end_ts` after the forward."""
+Times = list[tuple[float, float] | None]
 
 
 class KokoroSynthesizer:
     """One chunk a forward, with the times of its words. A word is a run of characters without a space.
 
-    A voice is a `.pt` file in the folder `voices`; English ones only (a: American, b: British). Raises BadRequest for
-    another, naming those that are here.
+    A voice is a `.pt` file in the folder `voices`, or a mixture ("af_heart:0.7,am_michael:0.3"). Its first letter is its
+    language: a American, b British, e Spanish, f French, h Hindi, i Italian, j Japanese, p Portuguese, z Chinese. Raises
+    BadRequest for a voice that is not here, and for a language whose phonemiser is not installed, saying what is.
     """
 
     def __init__(self, options: TtsOptions) -> None:
         folder = models.locate(options)
         if folder is None:
             raise self._failed(models.missing(options))
-        self._voice_files = {path.stem: path for path in sorted(folder.glob("voices/*.pt"))}
-        self.voices = tuple(name for name in self._voice_files if name[0] in _ACCENTS)
-        self._styles: dict[str, Any] = {}
-        self._phonemizers: dict[str, Any] = {}
+        self._voices = Voices(folder)
+        self.voices = tuple(name for name in self._voices.names if kokoro_text.is_spoken(name[0]))
+        self._phonemizers: dict[str, Phonemizer] = {}
         with warnings.catch_warnings():
             # torch deprecates what kokoro is built of (weight_norm, jit); nothing that a user could change.
             warnings.simplefilter("ignore")
@@ -67,152 +71,107 @@ class KokoroSynthesizer:
             self._warm_up(options.voice)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kokoro")
 
-    async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
-        self._check(voice, speed)
-        loop = asyncio.get_running_loop()
-        pieces = await loop.run_in_executor(self._executor, self._pieces, text, voice[0])
-        words = _Words(text)
-        for index, piece in enumerate(pieces):
-            audio = await loop.run_in_executor(self._executor, self._forward, piece, voice, speed)
-            lead = _lead(audio, piece.tokens) if index == 0 else 0
-            audio = audio[lead:]
-            pcm = (np.clip(audio, -1, 1) * 32767).astype(np.int16).tobytes()
-            times = words.place(piece.tokens, shift_s=-lead / SAMPLE_RATE, samples=len(audio))
-            yield SpeechChunk(pcm=pcm, sample_rate=SAMPLE_RATE, words=times)
+    @property
+    def backend(self) -> str:
+        """What computes: "onnx" or "torch"."""
+        return self._backend.name
 
-    def _check(self, voice: str, speed: float) -> None:
-        if voice not in self._voice_files:
-            message = f"no voice {voice!r}; there are {', '.join(self.voices)}"
-            raise BadRequest(message, stage="tts", engine="kokoro")
-        if voice[0] not in _ACCENTS:
-            raise BadRequest(f"{voice} does not speak English", stage="tts", engine="kokoro")
+    async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
+        letter = self._check(voice, speed)
+        loop = asyncio.get_running_loop()
+        stop = Stop()
+        words = WordTimes(text, SAMPLE_RATE)
+        try:
+            pieces = await loop.run_in_executor(self._executor, self._pieces, text, letter)
+            for piece in pieces:
+                audio, times = await loop.run_in_executor(
+                    self._executor, self._forward, piece, voice, speed, stop
+                )
+                lead, end = _heard(audio, times, is_cut=piece.is_cut)
+                audio = audio[lead:end]
+                pcm = (np.clip(audio, -1, 1) * 32767).astype(np.int16).tobytes()
+                placed = words.place(piece.tokens, times, shift_s=-lead / SAMPLE_RATE, samples=len(audio))
+                yield SpeechChunk(pcm=pcm, sample_rate=SAMPLE_RATE, words=placed)
+        finally:
+            stop.set()
+
+    def _check(self, voice: str, speed: float) -> str:
+        """The letter of the language that `voice` speaks."""
+        letter = self._voices.parse(voice)[0][0][0]
+        if not kokoro_text.is_spoken(letter):
+            kokoro_text.phonemizer(letter)  # raises, with the remedy
         if not speed > 0:
             raise BadRequest(f"speed is positive, not {speed}", stage="tts", engine="kokoro")
+        return letter
 
     def _load(self, folder: Path, options: TtsOptions) -> None:
-        try:
-            import torch
-            from kokoro import KModel, KPipeline
-        except ImportError as error:
-            raise self._failed("kokoro is not installed: pip install kokoro") from error
-        has_gpu = torch.cuda.is_available()
-        if options.device == "cuda" and not has_gpu:
-            raise self._failed("device is cuda and torch finds no GPU: write `device: auto`")
-        torch.set_num_threads(options.threads)
         weights = next(iter(sorted(folder.glob("*.pth"))))
         try:
-            # A repository name keeps kokoro from printing one; it is not used when both paths are given.
-            model = KModel(repo_id=_REPOSITORY, config=str(folder / "config.json"), model=str(weights))
-        except Exception as error:  # torch, json and transformers each have their own for a broken file
-            raise self._failed(f"the model in {folder} cannot be loaded: {error}") from error
-        device = "cuda" if has_gpu and options.device != "cpu" else "cpu"
-        self._model = model.to(device).eval()
-        self._torch = torch
-        self._time = KPipeline.join_timestamps
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self._vocabulary: dict[str, int] = dict(config["vocab"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._failed(f"the config.json in {folder} cannot be loaded: {error}") from error
+        self._backend = kokoro_backends.load(folder, weights, options)
 
     def _warm_up(self, voice: str) -> None:
-        """Loads the phonemes' dictionary and speaks a word, in the voice that will speak first."""
+        """Loads the phonemes' dictionary and speaks what is typical, in the voice that will speak first."""
         try:
-            self._check(voice, 1.0)
-            for piece in self._pieces("Hello.", voice[0]):
-                self._forward(piece, voice, 1.0)
+            letter = self._check(voice, 1.0)
+            for text in _WARM_UP:
+                for piece in self._pieces(text, letter):
+                    self._forward(piece, voice, 1.0, Stop())
         except BadRequest as error:
             raise self._failed(error.message) from error
 
-    def _pieces(self, text: str, accent: str) -> list[_Piece]:
+    def _pieces(self, text: str, letter: str) -> list[Piece]:
         if not any(character.isalnum() for character in text):
             return []
-        if accent not in self._phonemizers:
-            # 2 s of imports, and a dictionary that needs half a second.
-            from .kokoro_g2p import EnglishG2P
+        if letter not in self._phonemizers:
+            self._phonemizers[letter] = kokoro_text.phonemizer(letter)
+        return list(kokoro_text.split(self._phonemizers[letter](text), self._vocabulary))
 
-            self._phonemizers[accent] = EnglishG2P(british=accent == "b")
-        try:
-            _, tokens = self._phonemizers[accent](" ".join(text.split()))
-        except Exception as error:  # misaki documents none, and num2words has several for odd numbers
-            raise self._failed(f"no phonemes for the text: {type(error).__name__}") from error
-        return list(_split(tokens))
-
-    def _forward(self, piece: _Piece, voice: str, speed: float) -> npt.NDArray[np.float32]:
-        """The audio of `piece`, whose tokens get their times."""
-        if voice not in self._styles:
-            self._styles[voice] = self._torch.load(self._voice_files[voice], weights_only=True)
-        style = self._styles[voice][len(piece.phonemes) - 1]
-        try:
-            output = self._model(piece.phonemes, style, speed, return_output=True)
-        except (RuntimeError, IndexError) as error:
-            raise self._failed(f"the forward broke: {error}") from error
-        self._time(piece.tokens, output.pred_dur)
-        audio: npt.NDArray[np.float32] = np.nan_to_num(output.audio.numpy().reshape(-1))
-        return audio
+    def _forward(self, piece: Piece, voice: str, speed: float, stop: Stop) -> tuple[Audio, Times]:
+        """The audio of `piece`, and the times of its tokens in it. Raises Stopped soon after `stop` is set."""
+        ids = np.array([[0, *(self._vocabulary[symbol] for symbol in piece.phonemes), 0]], np.int64)
+        style = self._voices.style(voice, len(piece.phonemes))
+        audio, durations = self._backend.forward(ids, style, speed, stop)
+        audio = np.nan_to_num(audio)
+        return audio, _sounding(audio, kokoro_text.token_times(piece, durations))
 
     def _failed(self, message: str) -> EngineFailed:
         return EngineFailed(message, stage="tts", engine="kokoro")
 
 
-class _Words:
-    """Where the words of a text are in time: gathers misaki's tokens ("do" "n't" ",") into its words ("don't,")."""
+def _sounding(audio: Audio, times: Times) -> Times:
+    """`times` with each end moved back to the last sound before it: the model counts the start of a pause to the word.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._runs = [match.span() for match in re.finditer(r"\S+", text)]
-        self._cursor = 0
-        self._samples = 0
-
-    def place(self, tokens: Sequence[Any], *, shift_s: float, samples: int) -> tuple[WordTime, ...]:
-        """The words of a chunk of `samples` samples, whose tokens' times are off by `shift_s`. Chunks come in order."""
-        offset_s = self._samples / SAMPLE_RATE
-        self._samples += samples
-        end_s = self._samples / SAMPLE_RATE
-        words: dict[tuple[int, int], WordTime] = {}
-        for token in tokens:
-            start = self._text.find(token.text, self._cursor)
-            if start < 0:
-                continue
-            self._cursor = start + len(token.text)
-            if token.start_ts is None or token.end_ts is None:
-                continue
-            begins, ends = (
-                min(max(time + shift_s, 0.0) + offset_s, end_s) for time in (token.start_ts, token.end_ts)
-            )
-            for run in self._runs:
-                if run[0] < self._cursor and start < run[1]:
-                    first = words.setdefault(run, WordTime(*run, begins, ends))
-                    words[run] = replace(first, end_s=ends)
-        return tuple(words.values())
+    On the real weights (200 words, 24 of them before a pause) the ends before a pause were 0.2 s late without this; a
+    word that had been heard would not have counted as heard.
+    """
+    loud = np.flatnonzero(np.abs(audio) > _PAUSE * np.abs(audio).max(initial=0.0))
+    sounding: Times = []
+    for time in times:
+        if time:
+            start, end = (round(edge * SAMPLE_RATE) for edge in time)
+            last = int(np.searchsorted(loud, end)) - 1
+            if last >= 0 and loud[last] > start:
+                time = (time[0], min(time[1], (int(loud[last]) + 1) / SAMPLE_RATE))
+        sounding.append(time)
+    return sounding
 
 
-def _split(tokens: Sequence[Any]) -> Iterator[_Piece]:
-    """Pieces of at most 510 phonemes, cut after the last sentence, clause or word that fits."""
-    tokens = [token for token in tokens if token.phonemes or token.whitespace]
-    while tokens:
-        count = fitting = 0
-        while fitting < len(tokens) and count + len(tokens[fitting].phonemes or "") <= _MOST_PHONEMES:
-            count += len(_spoken(tokens[fitting]))
-            fitting += 1
-        cut = fitting if fitting == len(tokens) else _cut(tokens[:fitting])
-        piece = tokens[: max(cut, 1)]
-        tokens = tokens[len(piece) :]
-        phonemes = "".join(_spoken(token) for token in piece).strip()[:_MOST_PHONEMES]
-        if phonemes:
-            yield _Piece(phonemes, piece)
+def _heard(audio: Audio, times: Times, *, is_cut: bool) -> tuple[int, int]:
+    """From which to which sample a chunk is sent: all but silence, and never less than from the first to the last word.
 
-
-def _cut(tokens: Sequence[Any]) -> int:
-    for marks in ("!.?…", ":;", ",—"):
-        for index in range(len(tokens) - 1, -1, -1):
-            if tokens[index].phonemes and tokens[index].phonemes in marks:
-                return index + 1
-    return len(tokens)
-
-
-def _spoken(token: Any) -> str:
-    return (token.phonemes or "") + (" " if token.whitespace else "")
-
-
-def _lead(audio: npt.NDArray[np.float32], tokens: Sequence[Any]) -> int:
-    """Samples of silence before the first sound, less a margin; never beyond the onset of the first word."""
-    loud = np.abs(audio) > _SILENCE * np.abs(audio).max(initial=0.0)
-    first = int(loud.argmax()) if loud.any() else 0
-    onset_s = next((token.start_ts for token in tokens if token.start_ts is not None), 0.0)
-    return max(min(first - round(_MARGIN_S * SAMPLE_RATE), round(onset_s * SAMPLE_RATE)), 0)
+    The silence behind a piece is the pause at its mark; only a piece that is cut amid a clause has none.
+    """
+    loud = np.flatnonzero(np.abs(audio) > _SILENCE * np.abs(audio).max(initial=0.0))
+    if not len(loud):
+        return 0, len(audio)
+    told = [time for time in times if time]
+    onset_s, last_s = (told[0][0], told[-1][1]) if told else (0.0, 0.0)
+    lead = max(min(int(loud[0]) - round(_MARGIN_S * SAMPLE_RATE), round(onset_s * SAMPLE_RATE)), 0)
+    if not is_cut:
+        return lead, len(audio)
+    end = max(int(loud[-1]) + round(_GAP_S * SAMPLE_RATE), round(last_s * SAMPLE_RATE))
+    return lead, min(end, len(audio))

@@ -5,18 +5,40 @@ knows punctuation, numbers and the function words, and guesses verb or noun for 
 few hundred English words with two pronunciations ("to record", "the record"); all others do not depend on the tag.
 Where `en_core_web_sm` happens to be installed, it is used.
 
-Imports misaki and spaCy (2 s): import it in the engine's constructor.
+Imports misaki and spaCy (1 s): import it in the engine's constructor. spaCy in its turn imports torch (3 s, 280 MB)
+where that is installed, in two places, and does nothing with it here: thinc looks for it, which `without_torch` keeps
+from it, and `spacy.Language` loads what plug-ins offer, which is why the tokenizer is made without a `Language`.
 """
 
 import re
+import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
-import spacy
-from misaki import en, espeak
-from spacy.language import Language
-from spacy.tokens import Doc
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """What is imported in this block finds no torch, unless the process has it already."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = cast("ModuleType", None)  # what makes an import statement raise ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+with without_torch():
+    import spacy
+    from misaki import en, espeak
+    from spacy.lang.en import English
+    from spacy.language import create_tokenizer
+    from spacy.tokens import Doc
+    from spacy.vocab import Vocab
 
 _SPACY_MODEL = "en_core_web_sm"
 _UNKNOWN = "XX"
@@ -80,13 +102,21 @@ def _tag(word: str, before: str) -> str:
     return _AFTER.get(before, _UNKNOWN)
 
 
-def _tagger(doc: Doc) -> Doc:
-    for token, name in zip(doc, tag([token.text for token in doc]), strict=True):
-        token.tag_ = name
-    return doc
+class _Pipeline:
+    """spaCy's English tokenizer and the tagger of this module."""
 
+    def __init__(self) -> None:
+        defaults = English.Defaults
+        vocab = Vocab(lex_attr_getters=defaults.lex_attr_getters)
+        self._tokenizer = create_tokenizer()(SimpleNamespace(Defaults=defaults, vocab=vocab))
 
-Language.component("voice_serve_tagger", func=_tagger)
+    def __call__(self, text: str) -> Doc:
+        doc = self._tokenizer(text)
+        for token, name in zip(doc, tag([token.text for token in doc]), strict=True):
+            token.tag_ = name
+            if token.text == "-" and token.i and not token.whitespace_ and not doc[token.i - 1].whitespace_:
+                token.tag_ = "HYPH"  # in a word ("well-known"): not the dash at which a voice pauses
+        return doc
 
 
 class EnglishG2P(en.G2P):  # type: ignore[misc]  # misaki has no types
@@ -111,9 +141,7 @@ class EnglishG2P(en.G2P):  # type: ignore[misc]  # misaki has no types
 def _pipeline() -> Any:
     if spacy.util.is_package(_SPACY_MODEL):
         return spacy.load(_SPACY_MODEL, enable=["tok2vec", "tagger"])
-    pipeline = spacy.blank("en")
-    pipeline.add_pipe("voice_serve_tagger")
-    return pipeline
+    return _Pipeline()
 
 
 def _speller(british: bool) -> Any:

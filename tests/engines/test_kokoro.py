@@ -84,7 +84,7 @@ async def test_the_words_of_a_long_text_count_over_all_chunks(engine: KokoroSynt
     sent_s = 0.0
     for chunk in chunks:
         end_s = sent_s + len(chunk.pcm) / 2 / SAMPLE_RATE
-        assert all(sent_s <= word.start_s < word.end_s <= end_s + 1e-6 for word in chunk.words)
+        assert all(sent_s - 1e-6 <= word.start_s < word.end_s <= end_s + 1e-6 for word in chunk.words)
         sent_s = end_s
 
 
@@ -271,8 +271,7 @@ async def test_a_damaged_model_is_refused(shared_models: Path, tmp_path: Path, d
     kokoro_weights.write(tmp_path, shared_models / "kokoro-voices")
     (tmp_path / damaged).write_bytes(b"damaged")
     with pytest.raises(EngineFailed, match="cannot be loaded"):
-        create(TtsOptions(engine="kokoro", model=str(tmp_path)))
-    assert not list(tmp_path.glob("*.onnx*"))
+        create(TtsOptions(engine="kokoro", model=str(tmp_path), backend="torch"))
 
 
 async def test_a_folder_without_the_configured_voice_says_so(folder: Path) -> None:

@@ -60,15 +60,23 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 # --- the same sound -------------------------------------------------------------------------------------------------
 
 
+def tone(like: Any) -> Any:
+    """In place of noise: the same in both, and with something in every bin (where there is nothing, there is no phase)."""
+    import torch
+
+    count = torch.cumsum(torch.ones_like(like), 1)
+    return torch.sin(13 * (count % 97)) + torch.sin(2.9 * (count % 89)) + torch.sin(0.7 * (count % 83))
+
+
 def test_torch_and_onnx_say_the_same(
     own_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the noise of their sources silenced, which is drawn anew by each."""
+    """With a tone in place of the noise in their sources, which each draws anew."""
     import torch
 
-    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    monkeypatch.setattr(torch, "randn_like", tone)
     monkeypatch.setattr(torch, "rand", lambda *size, device=None: torch.zeros(*size, device=device))
-    path = tmp_path / "silenced.onnx"
+    path = tmp_path / "tone.onnx"
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,22 +89,24 @@ def test_torch_and_onnx_say_the_same(
         np.testing.assert_array_equal(durations, durations_2)
         assert len(durations) == IDS.shape[1]
         assert len(audio) == len(audio_2) == 600 * durations.sum()
-        inner = slice(200, -200)  # at the edges the two transforms pad differently
-        error = np.abs(audio - audio_2)[inner].max() / np.abs(audio)[inner].max()
-        assert error < 0.01
+        inner = slice(10, -10)  # the division by the overlap of the windows, which is less at the two ends
+        assert np.abs(audio - audio_2)[inner].max() < 0.002 * np.abs(audio).max()
 
 
-def test_the_inverse_transform_of_the_export_is_that_of_torch() -> None:
+def test_the_transforms_of_the_export_are_those_of_torch() -> None:
     import torch
     from kokoro.custom_stft import CustomSTFT
     from kokoro.istftnet import TorchSTFT
 
     ours, theirs = CustomSTFT(20, 5, 20), TorchSTFT(20, 5, 20)
-    kokoro_export.correct_inverse(ours)
-    magnitude, phase = theirs.transform(torch.randn(1, 4000, generator=torch.Generator().manual_seed(3)))
-    expected = theirs.inverse(magnitude, phase).reshape(-1)
-    got = ours.inverse(magnitude, phase).reshape(-1)
-    torch.testing.assert_close(got[20:-20], expected[20:-20], atol=1e-4, rtol=1e-3)
+    kokoro_export.correct(ours)
+    audio = torch.randn(1, 4000, generator=torch.Generator().manual_seed(3))
+    magnitude, phase = theirs.transform(audio)
+    magnitude_2, phase_2 = ours.transform(audio)
+    torch.testing.assert_close(magnitude_2, magnitude, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(phase_2[magnitude > 0.1], phase[magnitude > 0.1], atol=1e-3, rtol=1e-3)
+    expected, got = (stft.inverse(magnitude, phase).reshape(-1) for stft in (theirs, ours))
+    torch.testing.assert_close(got[10:-10], expected[10:-10], atol=1e-4, rtol=1e-3)
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------
@@ -105,7 +115,7 @@ def test_the_inverse_transform_of_the_export_is_that_of_torch() -> None:
 @pytest.mark.parametrize("name", ["torch", "onnx"])
 def test_a_forward_stops_half_way(folder: Path, name: str) -> None:
     backend = quiet_torch(folder) if name == "torch" else OnnxBackend(exported(folder, weights(folder)), 1)
-    ids = np.array([[0, *[30] * 500, 0]], np.int64)
+    ids = np.array([[0, *[30] * 150, 0]], np.int64)
     started = time.perf_counter()
     backend.forward(ids, STYLE, 1.0, Stop())
     whole_s = time.perf_counter() - started

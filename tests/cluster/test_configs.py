@@ -1,0 +1,112 @@
+"""The shipped Serve configs: they parse, name only what exists, and fit the machines that they are for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.options import LlmOptions
+from serve_app import config, doctor
+from serve_app.fitting import Fit, assess
+from serve_app.machine import Gpu, Machine
+
+ROOT = Path(__file__).parents[2]
+GPU, MULTI = "cluster/serve.gpu.yaml", "cluster/serve.multi-gpu.yaml"
+NAMES = ["config.yaml", GPU, MULTI, "loadtest/config.scripted.yaml"]
+DEPLOYMENTS = {"Ingress", "SpeechToText", "LanguageModel", "TextToSpeech"}
+GIB = 1 << 30
+
+
+def machine(*gpus_gib: int, memory_gib: int = 128, cores: int = 16) -> Machine:
+    gpus = tuple(Gpu("some GPU", size * GIB, size * GIB) for size in gpus_gib)
+    note = "" if gpus else "nvidia-smi is not on this machine"
+    return Machine(cores, memory_gib * GIB, memory_gib * GIB, 500 * GIB, "/models", gpus, note)
+
+
+def document(name: str) -> dict[str, Any]:
+    return config.read_document(ROOT / name)
+
+
+def fit(name: str, on: Machine) -> Fit:
+    return assess(config.read(ROOT / name), document(name), on)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_config_is_one_of_serve_and_of_ours(name: str) -> None:
+    schema = ServeDeploySchema.model_validate(document(name))
+    assert {deployment.name for deployment in schema.applications[0].deployments} == DEPLOYMENTS
+    config.read(ROOT / name)
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_nobody_else_can_reach_it_until_somebody_asks_for_it(name: str) -> None:
+    assert document(name)["http_options"]["host"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("name", [GPU, MULTI])
+def test_a_config_for_many_callers_has_what_the_load_test_measured(name: str) -> None:
+    """HAProxy and one event loop a replica."""
+    measured, shipped = document("loadtest/config.scripted.yaml"), document(name)
+    environment = shipped["controller_options"]["runtime_env"]["env_vars"]
+    assert environment.items() >= measured["controller_options"]["runtime_env"]["env_vars"].items()
+    assert shipped["applications"][0]["runtime_env"] == measured["applications"][0]["runtime_env"]
+
+
+@pytest.mark.parametrize("name", [GPU, MULTI])
+def test_a_gpu_config_leaves_nothing_to_what_lies_on_one_disk(name: str) -> None:
+    options = config.read(ROOT / name)
+    assert (options.stt.engine, options.llm.engine, options.tts.engine) == (
+        "faster_whisper",
+        "sglang",
+        "kokoro",
+    )
+    assert (options.stt.device, options.tts.device, options.stt.compute_type) == ("cuda", "cuda", "float16")
+    assert 0 < options.llm.engine_args["mem_fraction_static"] < 1
+
+
+@pytest.mark.parametrize("size", [40, 48, 80])
+def test_one_gpu_carries_everything(size: int) -> None:
+    found = fit(GPU, machine(size))
+    assert found.problems == ()
+    assert {stage.device for stage in found.stages} == {"GPU 0"}
+    assert sum(stage.memory_bytes for stage in found.stages) < size * GIB
+
+
+def test_one_gpu_that_is_too_small_is_told_what_to_change() -> None:
+    found = fit(GPU, machine(24))
+    assert not found.fits
+    assert "mem_fraction_static" in found.problems[0]
+
+
+def test_what_the_comment_says_for_24_gb_fits() -> None:
+    options = config.read(ROOT / GPU)
+    arguments = {"quantization": "fp8", "mem_fraction_static": 0.6}
+    llm = LlmOptions(
+        engine="sglang", model=options.llm.model, context_tokens=4096, parallel=8, engine_args=arguments
+    )
+    found = assess(options.model_copy(update={"llm": llm}), document(GPU), machine(24))
+    assert found.problems == ()
+
+
+def test_three_gpus_carry_a_stage_each() -> None:
+    found = fit(MULTI, machine(8, 24, 8))
+    assert found.problems == ()
+    assert [stage.device for stage in found.stages] == ["GPU 0", "GPU 1", "GPU 2"]
+    assert not fit(MULTI, machine(24, 24)).fits
+
+
+@pytest.mark.parametrize(
+    ("on", "name"),
+    [
+        (machine(), "config.yaml"),
+        (machine(8), "config.yaml"),
+        (machine(40), GPU),
+        (machine(80, 80), GPU),
+        (machine(24, 24, 24), MULTI),
+        (machine(memory_gib=2), ""),
+    ],
+    ids=["no GPU", "a small one", "one", "two", "three", "nothing fits"],
+)
+def test_the_config_for_the_most_that_a_machine_carries_is_named(on: Machine, name: str) -> None:
+    assert doctor.suitable(on) == name

@@ -1,0 +1,1 @@
+"""Tests that need SGLang, in an environment of its own."""
