@@ -75,7 +75,7 @@ def refuse_auto_on_many_nodes(config: Config, nodes: int) -> None:
     if nodes > 1 and automatic:
         known = {
             "stt": "faster_whisper or pocketsphinx",
-            "llm": "llama_cpp or openai_compatible",
+            "llm": "llama_cpp, sglang or openai_compatible",
             "tts": "kokoro or espeak",
         }
         choices = "; ".join(f"{stage}.engine: {known[stage]}" for stage in automatic)

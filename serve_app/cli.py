@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config, models_cli, talk
+from . import bench_cli, config, doctor, models_cli, talk
 from .session.replay import replay_file
 
 
@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     talk.add_parser(commands, api_key=config.client_api_key() or None)
     models_cli.add_parser(commands)
+    doctor.add_parser(commands)
+    bench_cli.add_parser(commands)
     replaying = commands.add_parser("replay", help="what a recorded session did, from its log")
     replaying.add_argument(
         "file", type=Path, help="a .jsonl of the folder that the config's session_log names"
@@ -27,11 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return talk.run(args)
     if args.command == "replay":
         return show_replay(args.file)
+    if args.command == "bench":
+        return bench_cli.run(args)
     try:
         options = config.read(Path(args.config))
     except config.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    if args.command == "doctor":
+        return doctor.run(args, options)
     return models_cli.run(args, [options.stt, options.llm, options.tts])
 
 
