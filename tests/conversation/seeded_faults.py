@@ -30,13 +30,13 @@ FAULTS = [
     Fault(
         "news of an old answer are taken for the new one's",
         "answering.py",
-        "if self._answer is None or self._answer.response_id != response_id:",
-        "if self._answer is None:",
+        "if answer is not None and answer.response_id == response_id:",
+        "if answer is not None:",
     ),
     Fault(
         "news of an old transcription are taken for the new one's",
         "hearing.py",
-        "if self._in_flight is None or self._in_flight[0] != transcription_id:",
+        "if self._in_flight is None or self._in_flight.transcription_id != transcription_id:",
         "if self._in_flight is None:",
     ),
     Fault(
