@@ -1,18 +1,23 @@
 """`voice-serve bench`: how good and how fast an engine is on this machine, by itself and without a server.
 
-`bench stt` does one of three things: models on recordings (--models), one model under load (--callers), or shapes of
-Whisper without weights (--shapes).
+`bench stt` measures models on recordings (--audio, --models) or shapes of Whisper without weights (--shapes), each
+call by call or, with --callers, under load.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
-from deployments.interfaces import EngineError
+from deployments.engines import create
+from deployments.interfaces import TRANSCRIBER_RATE, EngineError
+from deployments.options import SttOptions
 
 from .bench import callers, clips, report, transcribers, whisper_shapes
 from .bench.report import Bars, Table
@@ -39,8 +44,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     stt = stages.add_parser(
         "stt",
         help="word error rate, speed, memory; load; windows",
-        description="Speech to text. Give --models to compare models on recordings, --callers to load one of them, "
-        "--shapes to time Whisper's windows without weights. Exit code 1: a model could not be measured.",
+        description="Speech to text. Give --audio and --models to compare models on recordings, or --shapes to time "
+        "Whisper's windows without weights; with --callers, under load. Exit code 1: a model could not be measured.",
     )
     stt.add_argument("--audio", type=Path, metavar="FOLDER", help="recordings; texts from a manifest.json")
     stt.add_argument(
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Carries out `args`; the exit code."""
     try:
         if args.shapes:
-            return _shape_times(args)
+            return _shapes_under_load(args) if args.callers else _shape_times(args)
         if not args.audio or not args.models:
             raise clips.NothingToMeasure("give --audio and --models, or --shapes")
         return _under_load(args) if args.callers else _compare(args)
@@ -105,29 +110,71 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _under_load(args: argparse.Namespace) -> int:
     recordings, what = _recordings(args)
-    rows = []
+    times = []
     for model in args.models:
         options = transcribers.options_of(
             model, threads=args.threads[0], short_windows=not args.long_windows, language=args.language
         )
         if options.engine != "faster_whisper":
             raise clips.NothingToMeasure(f"{model} decodes nothing together: --callers is for Whisper models")
-        rows += [
-            (
-                Path(model).name,
-                str(time.callers),
-                "on" if time.max_batch > 1 else "off",
-                str(time.calls),
-                f"{time.calls_per_s:.1f}",
-                _ms(time.p50_s),
-                _ms(time.p95_s),
-                f"{time.batch:.1f}",
-            )
-            for time in callers.measure(options, recordings, args.callers, calls=args.calls)
-        ]
-    headings = ("model", "callers", "batching", "calls", "calls/s", "p50 ms", "p95 ms", "mean batch")
-    _tell(args.out, "Speech to text under load", [Table(f"Under load: {what}", headings, rows)], [])
+        engines = partial(_with_batch, options)
+        load = callers.measure(
+            engines, recordings, args.callers, calls=args.calls, max_batch=options.max_batch
+        )
+        times += [(Path(model).name, time) for time in load]
+    _tell_load(args.out, f"Under load: {what}", times)
     return EXIT_OK
+
+
+def _with_batch(options: SttOptions, max_batch: int) -> callers.Batching:
+    engine: callers.Batching = create(replace(options, max_batch=max_batch))
+    return engine
+
+
+def _shapes_under_load(args: argparse.Namespace) -> int:
+    silence = [clips.Clip("any", np.zeros(TRANSCRIBER_RATE, np.float32), "")]
+    times = []
+    for name in args.shapes:
+        with whisper_shapes.random_model(whisper_shapes.SHAPES[name]) as folder:
+            make = partial(_shape, name, folder, args.threads[0])
+            load = callers.measure(
+                make, silence, args.callers, calls=args.calls, max_batch=SttOptions().max_batch
+            )
+            times += [(name, time) for time in load]
+    window, tokens = min(whisper_shapes.WINDOWS_S), whisper_shapes.TOKENS
+    _tell_load(args.out, f"Under load: random weights, windows of {window} s, {tokens} tokens", times)
+    return EXIT_OK
+
+
+def _shape(name: str, folder: str, threads: int, max_batch: int) -> callers.Batching:
+    return whisper_shapes.ShapeTranscriber(name, folder, threads=threads, max_batch=max_batch)
+
+
+def _tell_load(out: Path | None, title: str, times: Sequence[tuple[str, callers.LoadTime]]) -> None:
+    rows = [
+        (
+            model,
+            str(time.callers),
+            "on" if time.max_batch > 1 else "off",
+            str(time.calls),
+            f"{time.calls_per_s:.1f}",
+            _ms(time.p50_s),
+            _ms(time.p95_s),
+            f"{time.batch:.1f}",
+        )
+        for model, time in times
+    ]
+    headings = ("model", "callers", "batching", "calls", "calls/s", "p50 ms", "p95 ms", "mean batch")
+    plot = Bars(
+        "Utterances a second",
+        "/s",
+        ("batching off", "batching on"),
+        [
+            (f"{model}, {off.callers} callers", (off.calls_per_s, on.calls_per_s))
+            for (model, off), (_, on) in zip(times[::2], times[1::2], strict=True)
+        ],
+    )
+    _tell(out, title, [Table(title, headings, rows)], [plot])
 
 
 def _shape_times(args: argparse.Namespace) -> int:

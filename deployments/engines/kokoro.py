@@ -35,6 +35,8 @@ _SILENCE = 10 ** (-45 / 20)
 """What is this far below the peak of a chunk, before its first sound, is lead silence."""
 _PAUSE = 10 ** (-35 / 20)
 """What is this far below the peak, at the end of a word, is the pause that follows it."""
+_SLOWEST = 0.25
+"""A slower speed is brought to this: time and memory of a forward grow with its sound."""
 _MARGIN_S = 0.02
 """Kept of the lead silence, so that a soft onset is not clipped."""
 _GAP_S = 0.05
@@ -78,6 +80,7 @@ class KokoroSynthesizer:
 
     async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncIterator[SpeechChunk]:
         letter = self._check(voice, speed)
+        speed = max(speed, _SLOWEST)
         loop = asyncio.get_running_loop()
         stop = Stop()
         words = WordTimes(text, SAMPLE_RATE)

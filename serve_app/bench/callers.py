@@ -5,13 +5,12 @@ Batching on and off alternate in one run, since the figures of a shared machine 
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from deployments.engines import create
 from deployments.interfaces import Transcriber
-from deployments.options import SttOptions
+from deployments.microbatch import MicroBatcher
 
 from .clips import Clip
 from .transcribers import percentile
@@ -29,19 +28,31 @@ class LoadTime:
     """Utterances decoded together, on average."""
 
 
+class Batching(Transcriber, Protocol):
+    batches: MicroBatcher[Any, Any]
+
+
 def measure(
-    options: SttOptions, clips: Sequence[Clip], callers: Sequence[int], *, calls: int
+    make: Callable[[int], Batching],
+    clips: Sequence[Clip],
+    callers: Sequence[int],
+    *,
+    calls: int,
+    max_batch: int,
 ) -> Iterator[LoadTime]:
-    """For each number of callers about so many calls, without batching and with. Raises EngineError."""
-    engines = [create(replace(options, max_batch=size)) for size in (1, options.max_batch)]
+    """For each number of callers about so many calls, without batching and with.
+
+    `make` gives an engine for a `max_batch`.
+    """
+    sizes = (1, max_batch)
+    engines = [make(size) for size in sizes]
     with asyncio.Runner() as runner:
         for count in callers:
-            each = max(1, calls // count)
-            for engine, size in zip(engines, (1, options.max_batch), strict=True):
-                yield runner.run(_load(engine, size, clips, count, each))
+            for engine, size in zip(engines, sizes, strict=True):
+                yield runner.run(_load(engine, size, clips, count, max(1, calls // count)))
 
 
-async def _load(engine: Any, max_batch: int, clips: Sequence[Clip], callers: int, each: int) -> LoadTime:
+async def _load(engine: Batching, max_batch: int, clips: Sequence[Clip], callers: int, each: int) -> LoadTime:
     begun = engine.batches.batches, engine.batches.jobs
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:

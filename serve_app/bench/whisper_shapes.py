@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deployments.interfaces import Transcript
+from deployments.microbatch import Job, MicroBatcher
+
 TOKENS = 20
 WINDOWS_S = (30, 20, 15, 10)
 BATCHES = (1, 4, 8)
@@ -104,6 +107,37 @@ def _best(work: Callable[[], Any], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+class ShapeTranscriber:
+    """A shape behind the micro-batcher as the engine has it on a CPU: windows encoded one by one and decoded together.
+
+    Every utterance takes the shortest window and `TOKENS` tokens, and comes to nothing.
+    """
+
+    def __init__(self, name: str, folder: str, *, threads: int, max_batch: int) -> None:
+        from ctranslate2 import StorageView
+        from ctranslate2.models import Whisper
+
+        self._model = Whisper(folder, device="cpu", compute_type="int8", intra_threads=threads)
+        self._storage = StorageView.from_array
+        self._features = np.zeros((1, SHAPES[name].mel_bands, min(WINDOWS_S) * 100), np.float32)
+        self.batches: MicroBatcher[None, None] = MicroBatcher(
+            self._decode, max_batch=lambda _: max_batch, max_wait_s=0.005, stage="stt", engine=name
+        )
+
+    async def transcribe(
+        self, pcm: bytes, *, language: str | None, prompt: str | None, is_interim: bool = False
+    ) -> Transcript:
+        await self.batches.submit(None, key=None, is_interim=is_interim)
+        return Transcript("")
+
+    def _decode(self, jobs: Sequence[Job[None]]) -> list[None]:
+        encodings = [np.asarray(self._model.encode(self._storage(self._features))) for _ in jobs]
+        prompts = [[_START, _NO_TIMESTAMPS]] * len(jobs)
+        encoded = self._storage(np.concatenate(encodings))
+        self._model.generate(encoded, prompts, beam_size=1, max_length=2 * TOKENS, suppress_tokens=[_END])
+        return [None] * len(jobs)
 
 
 @contextmanager

@@ -98,6 +98,19 @@ def test_windows_of_a_shape_are_timed_without_weights(
     assert "small thing, 2 threads" in page.read_text()
 
 
+def test_a_shape_is_put_under_load_without_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(whisper_shapes.SHAPES, "small thing", Shape(1, 1, 2, 64))
+    page = tmp_path / "load.html"
+    assert bench("--shapes", "small thing", "--callers", "8", "--calls", 16, "--out", page) == 0
+    off, on = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("small thing")
+    ]
+    assert (off[-1], on[-1]) == ("1.0", "8.0")
+    assert "small thing, 8 callers" in page.read_text()
+
+
 @pytest.mark.parametrize("arguments", [[], ["--models", "base.en"], ["--audio", "here"]])
 def test_what_is_missing_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(*arguments) == bench_cli.EXIT_NOTHING

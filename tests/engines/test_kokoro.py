@@ -93,6 +93,11 @@ async def test_faster_speech_is_shorter(engine: KokoroSynthesizer) -> None:
     assert len(slow[0].pcm) > 1.3 * len(fast[0].pcm)
 
 
+async def test_a_speed_near_nothing_is_brought_to_the_slowest(engine: KokoroSynthesizer) -> None:
+    nothing, slowest = [await speak(engine, "One.", speed=speed) for speed in (1e-9, 0.25)]
+    assert len(nothing[0].pcm) == pytest.approx(len(slowest[0].pcm), rel=0.1)
+
+
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan")])
 async def test_a_speed_that_is_not_positive_is_a_bad_request(engine: KokoroSynthesizer, speed: float) -> None:
     with pytest.raises(BadRequest, match="speed"):
