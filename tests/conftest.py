@@ -1,8 +1,14 @@
 """What every test may ask for: the recordings and the small models that lie beside the project."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The gate draws the same examples in every run; FUZZ_EXAMPLES=1000 draws new ones.
+settings.register_profile("gate", derandomize=not os.environ.get("FUZZ_EXAMPLES"))
+settings.load_profile("gate")
 
 _SHARED = Path(__file__).parents[1].parent / "shared"
 
