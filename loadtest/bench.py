@@ -14,6 +14,7 @@ from . import (
     bench_cancel,
     bench_churn,
     bench_espeak_words,
+    bench_soak,
     bench_turns,
     bench_vanish,
     bench_words,
@@ -66,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     add("noise", run_noise, "what noise does to the floor")
     churn = add("churn", run_churn, "sessions dropped at random moments")
     churn.add_argument("--sessions", type=int, default=200)
+    soak = add("soak", run_soak, "callers come and go for a long time")
+    soak.add_argument("--sessions", type=int, default=20)
+    soak.add_argument("--minutes", type=float, default=15)
     add("vanish", run_vanish, "clients that stop reading or are cut off")
     return whole
 
@@ -119,6 +123,10 @@ def run_noise(args: argparse.Namespace) -> None:
 
 def run_churn(args: argparse.Namespace) -> None:
     bench_churn.run(list(sentences(args).values()), args.sessions, args.proxy)
+
+
+def run_soak(args: argparse.Namespace) -> None:
+    bench_soak.run(list(strings(args).values()), args.sessions, args.minutes, args.proxy)
 
 
 def run_vanish(args: argparse.Namespace) -> None:
