@@ -178,12 +178,13 @@ def _tell_load(out: Path | None, title: str, times: Sequence[tuple[str, callers.
 
 
 def _shape_times(args: argparse.Namespace) -> int:
-    times = [
-        time
-        for name in args.shapes
-        for threads in args.threads
-        for time in whisper_shapes.measure(name, threads=threads, repeats=max(3, args.repeats))
-    ]
+    times = []
+    for name in args.shapes:
+        for threads in args.threads:
+            for time in whisper_shapes.measure(name, threads=threads, repeats=max(3, args.repeats)):
+                what = f"{name}, {threads} threads, {time.window_s} s, {time.batch} together"
+                _PROGRESS.print(f"{what}: {_ms(time.encode_s)} ms")
+                times.append(time)
     rows = [
         (
             time.shape,
