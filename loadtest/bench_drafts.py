@@ -203,7 +203,7 @@ async def all_turns(app: Application, clips: Sequence[Clip], sessions: int) -> l
             vad, clip = waiting.pop()
             try:
                 seen.append((vad, await one_turn(app, clip, vad)))
-            except TimeoutError:
+            except* TimeoutError:  # a group, since the caller's tasks end with it
                 print(f"{clip.name}, {vad}: no answer", flush=True)
 
     async with asyncio.TaskGroup() as tasks:
