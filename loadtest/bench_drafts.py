@@ -233,7 +233,8 @@ def traces(seen: Seen, log: Told) -> list[str]:
     if seen.responses != log.started or seen.responses & log.dropped.keys():
         found.append(f"responses {sorted(seen.responses ^ log.started) or sorted(seen.responses)}")
     for response_id, words in seen.words.items():
-        if not log.generated.get(response_id, "").startswith(words):
+        is_own = response_id in log.started and log.generated.get(response_id, "").startswith(words)
+        if not is_own:
             found.append(f"words of {response_id}: {words!r}")
     for response_id in seen.sound_s.keys() | log.played_s.keys():
         sent, played = seen.sound_s.get(response_id, 0.0), log.played_s.get(response_id, 0.0)

@@ -151,6 +151,9 @@ def run(questions: list[Audio], *, size: Size, sessions: list[int], turns: int, 
 
 
 def report(found: Round) -> None:
+    if not found.turns:
+        print(f"{found.sessions} sessions: no turn was answered within 30 s, {found.missed} missed")
+        return
     tokens = percentile([float(turn.output_tokens) for turn in found.turns], 0.5)
     print(
         f"{found.sessions} sessions: {len(found.turns)} turns, {found.missed} missed; median answer {tokens:.0f} tokens"
