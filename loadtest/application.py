@@ -72,13 +72,18 @@ class Application:
                     return counted
                 await asyncio.sleep(0.02)
 
-    async def until_cancelled(self, deployment: str, *, after: float, within_s: float = 5.0) -> float:
-        """When the first call was cancelled that was so after this `last_cancel_at`. Raises TimeoutError."""
+    async def until_cancelled(self, deployment: str, *, after: float, within_s: float = 5.0) -> float | None:
+        """When the first call was cancelled that was so after this `last_cancel_at`; None where none was under way.
+
+        Raises TimeoutError.
+        """
         async with asyncio.timeout(within_s):
             while True:
-                last = (await self.stats(deployment))["last_cancel_at"]
-                if last > after:
-                    return last
+                counted = await self.stats(deployment)
+                if counted["last_cancel_at"] > after:
+                    return counted["last_cancel_at"]
+                if counted["active"] == 0:
+                    return None
                 await asyncio.sleep(0.02)
 
     def until_empty(self, within_s: float = 30.0) -> None:

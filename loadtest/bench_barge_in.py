@@ -43,9 +43,10 @@ class BargeIn:
     """From the arrival of the first frame over the threshold to `speech_started`."""
     stale_chunks: int
     max_ahead: float
-    llm_released: float
-    tts_released: float
-    """From `speech_started` at the caller to the end of the call in its replica; negative: before it arrived."""
+    llm_released: float | None
+    tts_released: float | None
+    """From `speech_started` at the caller to the end of the call in its replica; negative: before it arrived; None: the
+    engine was between two calls."""
     next_answer: float
     """From the end of the speech that broke in to the first sound of its answer."""
     extra_wait: float
@@ -100,8 +101,8 @@ def _measured(
     old_item: str,
     onset_at: float,
     started: Any,
-    llm_released_at: float,
-    tts_released_at: float,
+    llm_released_at: float | None,
+    tts_released_at: float | None,
     next_answer: float,
     extra_wait: float,
 ) -> BargeIn:
@@ -112,8 +113,8 @@ def _measured(
         frame_to_started=(started.at - first_frame_at) * 1000,
         stale_chunks=sum(chunk.is_stale for chunk in old),
         max_ahead=max(chunk.ahead_s for chunk in old) * 1000,
-        llm_released=(llm_released_at - started.at) * 1000,
-        tts_released=(tts_released_at - started.at) * 1000,
+        llm_released=llm_released_at and (llm_released_at - started.at) * 1000,
+        tts_released=tts_released_at and (tts_released_at - started.at) * 1000,
         next_answer=next_answer,
         extra_wait=extra_wait,
     )
@@ -147,9 +148,9 @@ def run(
     print(f"{len(measured)} of {trials} interrupted, proxy {proxy}, {with_what}, one session at a time")
     print(f"{'ms':>22} {'p50':>8} {'p95':>8} {'max':>8}")
     for field in (field.name for field in fields(BargeIn) if field.name != "stale_chunks"):
-        values = [getattr(result, field) for result in measured]
+        values = [value for result in measured if (value := getattr(result, field)) is not None]
         print(
-            f"{field:>22} {percentile(values, 0.5):8.1f} {percentile(values, 0.95):8.1f} {max(values):8.1f}"
+            f"{field:>22} {percentile(values, 0.5):8.1f} {percentile(values, 0.95):8.1f} {max(values, default=float('nan')):8.1f}"
         )
     print(f"old chunks after speech_started: {sum(result.stale_chunks for result in measured)}")
     for name, counts in counted.items():
