@@ -35,7 +35,7 @@ from .conversation.events import Settings
 from .observability import Metrics, SessionLog, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
-from .realtime.session_config import SessionConfig
+from .realtime.session_config import SessionConfig, SessionKind, listening_only
 from .rest.errors import ApiError, of_http
 from .rest.routes import Options as RestOptions
 from .rest.routes import Server as RestServer
@@ -112,7 +112,7 @@ class VoiceServer:
         self._observer = TurnObserver(metrics, self._session_log)
         self._metrics = metrics
         self._options = session_options(config)
-        self._sessions: set[str] = set()
+        self._sessions: dict[str, SessionKind] = {}
         self._voices: frozenset[str] | None = None
 
     @property
@@ -131,19 +131,27 @@ class VoiceServer:
             await self._refuse(transport, *refusal)
             return
         session_id = uuid4().hex[:16]
-        self._sessions.add(session_id)
-        self._count()
+        is_listening = socket.query_params.get("intent") == "transcription"
+        kind: SessionKind = "transcription" if is_listening else "realtime"
+        self._sessions[session_id] = kind
+        self._count(kind)
         try:
-            config = await self._session_config(socket)
+            config = self._listening_config() if is_listening else await self._session_config(socket)
             with self._recorded(session_id, config.settings):
                 session = Session(session_id, transport, self._engines, config, self._options, self._observer)
                 ending = await session.run()
             log.info(
-                "session ended", extra={"session": session_id, "code": ending.code, "reason": ending.reason}
+                "session ended",
+                extra={
+                    "session": session_id,
+                    "kind": kind,
+                    "code": ending.code,
+                    "reason": ending.reason,
+                },
             )
         finally:
-            self._sessions.discard(session_id)
-            self._count()
+            del self._sessions[session_id]
+            self._count(kind)
 
     @contextmanager
     def _recorded(self, session_id: str, settings: Settings) -> Iterator[None]:
@@ -171,12 +179,6 @@ class VoiceServer:
                 1008,
                 "invalid_api_key",
                 "a valid API key is needed: Authorization: Bearer, or the subprotocol",
-            )
-        if socket.query_params.get("intent") == "transcription":
-            return (
-                1008,
-                "not_supported",
-                "sessions that only transcribe (intent=transcription) are not offered",
             )
         limit = self._config.limits.max_sessions_per_replica
         if len(self._sessions) >= limit:
@@ -216,6 +218,16 @@ class VoiceServer:
             default_vad=config.server_vad(),
         )
 
+    def _listening_config(self) -> SessionConfig:
+        """Of a session that only transcribes: neither the language model nor the voice is asked for anything."""
+        vad = listening_only(self._config.server_vad())
+        return SessionConfig(
+            settings=Settings(turn_detection=vad, language=self._config.stt.language),
+            transcription_model=self._config.stt.engine,
+            default_vad=vad,
+            kind="transcription",
+        )
+
     async def voices(self) -> frozenset[str] | None:
         """The voices a client may name, asked for once; None while the voice's deployment cannot say."""
         if self._voices is None:
@@ -227,9 +239,9 @@ class VoiceServer:
             self._voices = frozenset([*names, self._config.tts.voice]) if names else None
         return self._voices
 
-    def _count(self) -> None:
+    def _count(self, kind: SessionKind) -> None:
         if self._metrics is not None:
-            self._metrics.sessions(len(self._sessions))
+            self._metrics.sessions(kind, sum(each == kind for each in self._sessions.values()))
 
     def is_authorized(self, shown: Sequence[str]) -> bool:
         if not self._api_keys:

@@ -135,6 +135,8 @@ class TranscriptCompleted:
     text: str
     audio_s: float
     """Length of the transcribed audio: what the wire's usage counts."""
+    latency_s: float | None = None
+    """From the last speech to where the turn had ended and its words were known; None: it did not come in real time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,8 @@ class Conversation:
             if is_answered and not is_another_due:
                 self._answering.refuse(self._order(ResponseRequested()), result)
             return
-        self._emit(TranscriptCompleted(turn.item_id, result, (turn.stop - turn.start) / INPUT_RATE))
+        audio_s, latency_s = (turn.stop - turn.start) / INPUT_RATE, turn.timeline.transcript_s()
+        self._emit(TranscriptCompleted(turn.item_id, result, audio_s, latency_s))
         if turn.item_id not in self.history:
             return
         if result or self._is_owed:

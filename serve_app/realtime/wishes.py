@@ -73,6 +73,10 @@ def to_wish(request: ConversationRequest, config: SessionConfig) -> Wish:
 
 def _to_wish(request: ConversationRequest, config: SessionConfig) -> Wish:
     event_id = request.event_id
+    if config.kind == "transcription" and isinstance(request, ItemCreate | ResponseCreate):
+        raise not_supported(
+            "type", f"'{request.type}' in a session of type 'transcription'; it never answers"
+        )
     match request:
         case InputAudioCommit():
             return AudioCommitted(event_id)

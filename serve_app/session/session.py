@@ -29,6 +29,8 @@ from serve_app.conversation.commands import (
     ResponseStarted,
     Synthesize,
     Transcribe,
+    TranscriptCompleted,
+    TranscriptFailed,
     Work,
 )
 from serve_app.conversation.conversation import Conversation
@@ -38,7 +40,7 @@ from serve_app.realtime import codec
 from serve_app.realtime.client_events import InputAudio
 from serve_app.realtime.errors import ProtocolError
 from serve_app.realtime.mapper import Mapper
-from serve_app.realtime.session_config import SessionConfig
+from serve_app.realtime.session_config import SessionConfig, SessionKind
 
 from .input import AudioInput
 from .stages import Engines, StageCalls, TimeLimits
@@ -81,6 +83,12 @@ class Observer(Protocol):
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         """An answer begun before the end of the turn was dropped; None: it was confirmed."""
+        ...
+
+    def transcribed(
+        self, session_id: str, kind: SessionKind, heard: TranscriptCompleted | TranscriptFailed
+    ) -> None:
+        """A turn of the user has been put into words, or could not be."""
         ...
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
@@ -336,6 +344,8 @@ class Session:
             self._send(event)
         if isinstance(notice, ResponseDone):
             self._observer.turn_done(self.session_id, notice)
+        elif isinstance(notice, TranscriptCompleted | TranscriptFailed):
+            self._observer.transcribed(self.session_id, self._mapper.config.kind, notice)
 
     # --- out --------------------------------------------------------------------------------------------------------
 

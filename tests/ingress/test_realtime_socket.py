@@ -220,14 +220,6 @@ async def test_callers_who_are_refused_take_no_place():
 
 
 @virtual_time
-async def test_sessions_that_only_transcribe_get_a_typed_error():
-    async with connected(server_of(), query="intent=transcription") as socket:
-        assert (await socket.until_closed())[0] == 1008
-        assert refusal(socket) == "not_supported"
-        assert socket.events[0]["error"]["type"] == "invalid_request_error"
-
-
-@virtual_time
 async def test_a_caller_who_leaves_while_being_refused_is_no_error():
     async with connected(server_of(api_keys=[KEY])) as socket:
         socket.hang_up()

@@ -162,7 +162,7 @@ def test_a_voice_on_the_list_is_taken():
 
 IN, OUT = "session.audio.input", "session.audio.output"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "transcription session": ({"type": "transcription"}, "not_supported", "session.type"),
+    "transcription session": ({"type": "transcription"}, "invalid_value", "session.type"),
     "unknown session": ({"type": "translation"}, "invalid_value", "session.type"),
     "another model": ({"model": "gpt-realtime"}, "invalid_value", "session.model"),
     "both modalities": (
