@@ -115,3 +115,7 @@ class TtsOptions:
     backend: Literal["auto", "torch", "onnx"] = "auto"
     """What computes kokoro. auto: torch on a GPU; on a CPU an ONNX export of the weights, made at the first start."""
     scripted: ScriptedTts = field(default_factory=ScriptedTts)
+
+    @property
+    def mixes_voices(self) -> bool:
+        return self.engine == "kokoro"

@@ -214,6 +214,7 @@ class VoiceServer:
             model=socket.query_params.get("model", MODEL_NAME)[:256],
             transcription_model=config.stt.engine,
             voices=await self.voices(),
+            mixes_voices=config.tts.mixes_voices,
             default_voice=config.tts.voice,
             default_vad=config.server_vad(),
         )
@@ -322,6 +323,7 @@ def rest_options(config: Config) -> RestOptions:
         time_limits=options.time_limits,
         sampling=options.sampling,
         context_tokens=config.llm.context_tokens,
+        mixes_voices=config.tts.mixes_voices,
         voice=config.tts.voice,
         speed=config.tts.speed,
         speech_threshold=config.turn_taking.threshold,

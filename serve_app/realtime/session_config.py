@@ -13,6 +13,7 @@ A session of type "transcription" hears and never answers: to the conversation i
 and what only an answer has (instructions, a voice, tools) is refused. Its type is chosen when it connects.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -67,6 +68,8 @@ class SessionConfig:
     """The name of the engine that transcribes, shown to the client."""
     voices: frozenset[str] | None = None
     """The voices that a client may choose; None: any name, the engine decides."""
+    mixes_voices: bool = False
+    """A client may name a mixture of voices: "af_heart:0.7,am_michael:0.3"."""
     default_voice: str = ""
     """Speaks where a client names one of OpenAI's voices."""
     default_vad: ServerVad = field(default_factory=ServerVad)
@@ -91,6 +94,8 @@ OPENAI_VOICES = frozenset(
         "verse",
     ]
 )
+MOST_VOICES_MIXED = 10
+_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 BETA_SESSION_FIELDS = {
     "modalities": "output_modalities",
     "voice": "audio.output.voice",
@@ -210,9 +215,20 @@ def check_voice(config: SessionConfig, voice: str, param: str) -> str:
     if voice in OPENAI_VOICES and config.default_voice and voice not in (config.voices or ()):
         return config.default_voice
     if config.voices is not None and voice not in config.voices:
+        if config.mixes_voices and _is_mixture_of(config.voices, voice):
+            return voice
         names = ", ".join(sorted(config.voices)[:40])
         raise ProtocolError("invalid_value", f"Invalid '{param}': the voices are {names}.", param)
     return voice
+
+
+def _is_mixture_of(voices: frozenset[str], voice: str) -> bool:
+    """The rule of `deployments.engines.kokoro_voices`, so that a client is told at once and not by its next answer."""
+    parts = [[each.strip() for each in part.split(":", 1)] for part in voice.split(",")]
+    weights = [part[1] if len(part) > 1 else "1" for part in parts]
+    are_numbers = all(_WEIGHT.fullmatch(weight) for weight in weights)
+    names = {part[0] for part in parts}
+    return are_numbers and any(map(float, weights)) and names <= voices and len(names) <= MOST_VOICES_MIXED
 
 
 def refuse_unbuilt(fields: Mapping[str, object], prefix: str) -> None:

@@ -176,7 +176,7 @@ def _response_requested(
             raise not_supported(path, "another audio format than the session's for one response")
     voice = output.voice
     if voice is not None:
-        check_voice(config, voice, "response.audio.output.voice")
+        voice = check_voice(config, voice, "response.audio.output.voice")
     limit = params.max_output_tokens
     return ResponseRequested(
         instructions=params.instructions,
