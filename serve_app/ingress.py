@@ -12,6 +12,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector
+from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector, TurnJudge
 
 from .config import Access, Config
 from .conversation.commands import Refused
@@ -111,7 +112,7 @@ class VoiceServer:
         self._session_log = SessionLog(Path(config.session_log)) if config.session_log else None
         self._observer = TurnObserver(metrics, self._session_log)
         self._metrics = metrics
-        self._options = session_options(config)
+        self._options = session_options(config, judges_turns=engines.turn_judge is not None)
         self._sessions: dict[str, SessionKind] = {}
         self._voices: frozenset[str] | None = None
 
@@ -300,10 +301,10 @@ class VoiceServer:
 _STARTED = unix_time()
 
 
-def session_options(config: Config) -> SessionOptions:
+def session_options(config: Config, *, judges_turns: bool = False) -> SessionOptions:
     limits, times, llm = config.limits, config.timeouts, config.llm
     return SessionOptions(
-        parameters=config.parameters(),
+        parameters=replace(config.parameters(), judges_turns=judges_turns),
         time_limits=TimeLimits(
             times.stt_s, times.llm_first_token_s, times.llm_gap_s, times.tts_first_audio_s, times.tts_gap_s
         ),
@@ -420,12 +421,19 @@ class Ingress:
         stt: DeploymentHandle[Any],
         llm: DeploymentHandle[Any],
         tts: DeploymentHandle[Any],
+        turn: EngineInfo | None = None,
+        load_turn_judge: Callable[[], TurnJudge] | None = None,
     ) -> None:
+        """`turn`: what gives the second opinion on the end of a turn, or why it is not there; None: none is wanted."""
         share_log_handlers()
-        self._vad = vad
+        self._local = {"vad": vad} | ({"turn": turn} if turn else {})
         self._handles = {"stt": stt, "llm": llm, "tts": tts}
         engines = Engines(
-            make_detectors(), RemoteTranscriber(stt), RemoteChatModel(llm), RemoteSynthesizer(tts)
+            make_detectors(),
+            RemoteTranscriber(stt),
+            RemoteChatModel(llm),
+            RemoteSynthesizer(tts),
+            load_turn_judge and load_turn_judge(),
         )
         self._server = VoiceServer(
             config, engines, api_keys=api_keys, health=self._stages, voices=self._voices, metrics=Metrics()
@@ -437,7 +445,7 @@ class Ingress:
     async def _stages(self) -> dict[str, StageStatus]:
         names = list(self._handles)
         found = await asyncio.gather(*(self._stage(handle) for handle in self._handles.values()))
-        return {"vad": self._vad, **dict(zip(names, found, strict=True))}
+        return {**self._local, **dict(zip(names, found, strict=True))}
 
     async def _stage(self, handle: DeploymentHandle[Any]) -> StageStatus:
         response = handle.options(_by_reference=False).info.remote()

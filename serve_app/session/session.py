@@ -22,6 +22,7 @@ from serve_app.conversation.commands import (
     Command,
     Generate,
     InsertSilence,
+    JudgeTurn,
     Notice,
     Play,
     Refused,
@@ -294,10 +295,8 @@ class Session:
 
     def _do(self, work: Work) -> None:
         match work:
-            case Transcribe(transcription_id, start, stop):
-                self._spawn(
-                    transcription_id, self._calls.transcribe(work, self._input.read(start, stop)), "stt"
-                )
+            case Transcribe() | JudgeTurn():
+                self._listen_to(work)
             case Generate(response_id):
                 if response_id != self._last_generated:  # a second try keeps the format of the first
                     self._last_generated = response_id
@@ -319,6 +318,17 @@ class Session:
                 self._enqueue(OutgoingAudio(chunk_id, response_id, text))
             case InsertSilence(samples):
                 self._hear_silence(samples)
+            case _:
+                assert_never(work)
+
+    def _listen_to(self, work: Transcribe | JudgeTurn) -> None:
+        pcm = self._input.read(work.start, work.stop)
+        match work:
+            case Transcribe(transcription_id):
+                self._spawn(transcription_id, self._calls.transcribe(work, pcm), "stt")
+            case JudgeTurn():
+                self._cancel(JudgeTurn)  # an opinion on an older pause is of no use
+                self._spawn(JudgeTurn, self._calls.judge(work, pcm), "turn")
             case _:
                 assert_never(work)
 
