@@ -6,7 +6,7 @@ what had been said by then and counts as known `--stt-ms` after the pause was no
 gives no punctuation, and an oracle that knows the recording's text and takes as much of it as had been said by then,
 in proportion to the voiced time: what a good recogniser would give, to within a word.
 
-Rows with "+ sound" ask smart-turn too (the extra `turn`), whose opinion counts as known `--turn-ms` after the pause.
+Rows with "+ sound" ask smart-turn too (`make turn` installs it), whose opinion counts as known `--turn-ms` after the pause.
 
     python -m loadtest.bench_endpointing
 """

@@ -324,5 +324,5 @@ def test_a_second_opinion_that_is_not_installed_is_said_with_its_remedy(
     monkeypatch.setattr(app.log, "propagate", True)
     info, load = built(monkeypatch, smart_turn=True)
     assert load is None
-    assert "voice-serve[turn]" in info.remedy
-    assert any("voice-serve[turn]" in message for message in caplog.messages)
+    assert "make turn" in info.remedy
+    assert any("make turn" in message for message in caplog.messages)

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from deployments.interfaces import TRANSCRIBER_RATE, BadRequest, EngineFailed
 
 WINDOW_S = 8
-REMEDY = "pip install 'voice-serve[turn]'"
+REMEDY = "make turn, or pip install --no-deps pipecat-ai==1.14.0"
+"""Without its dependencies: it asks for protobuf<7 and Ray for a newer one, and nothing of it is run."""
 _SAMPLES = WINDOW_S * TRANSCRIBER_RATE
 _FFT = 400
 _HOP = 160

@@ -63,7 +63,7 @@ def test_only_the_newest_model_of_the_wheel_is_taken_and_the_package_is_not_impo
 
 def test_without_the_model_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smart_turn, "model_path", lambda: None)
-    with pytest.raises(EngineFailed, match=r"voice-serve\[turn\]"):
+    with pytest.raises(EngineFailed, match="make turn"):
         load()
 
 
