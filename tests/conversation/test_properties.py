@@ -119,6 +119,8 @@ class Referee:
         self._draft_segments = 0
         self._drafts_of: Counter[ItemId | None] = Counter()
         self._dropped: set[ResponseId] = set()
+        self._begun: set[ItemId] = set()
+        """Items of the responses that the client was told of."""
 
     def watch(self, command: Command) -> None:
         previous, self._previous = self._previous, command
@@ -248,6 +250,7 @@ class Referee:
         assert self.is_unanswered or self.is_requested or has_failed, "nothing unasked"
         assert self.is_requested or has_failed or not self._has_floor, "the user is not talked over"
         self.open = started
+        self._begun.add(started.item_id)
         self.is_unanswered = self.is_requested = False
 
     def _ended(self, done: ResponseDone) -> None:
@@ -287,6 +290,8 @@ class Referee:
         if world.listener.plays_until > world.now:
             assert world.agent is AgentState.SPEAKING, "until the end of playout"
         for item in conversation.history.items():
+            is_said = item.role == "assistant" and item.modality == "audio"
+            assert not is_said or item.item_id in self._begun, "nothing of a draft is in the history"
             if item.item_id in self.spoken:
                 assert item.text.split() == self.heard(item.item_id)
                 assert item.status != "in_progress"
