@@ -117,3 +117,7 @@ class TtsOptions:
     max_batch: int = 8
     """kokoro on a GPU: pieces of different callers spoken in one forward at most; 1: never."""
     scripted: ScriptedTts = field(default_factory=ScriptedTts)
+
+    @property
+    def mixes_voices(self) -> bool:
+        return self.engine == "kokoro"

@@ -9,6 +9,7 @@ from .events import (
     ChunkId,
     Failure,
     ItemId,
+    JudgementId,
     Modality,
     ResponseId,
     Role,
@@ -45,6 +46,18 @@ class Transcribe:
 @dataclass(frozen=True, slots=True)
 class CancelTranscription:
     transcription_id: TranscriptionId
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTurn:
+    """Say from the sound of the input, from sample `start` to `stop`, whether the turn is over.
+
+    A newer one takes the place of an older one. Nothing waits for it, so none that fails is reported.
+    """
+
+    judgement_id: JudgementId
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,8 @@ class TranscriptCompleted:
     text: str
     audio_s: float
     """Length of the transcribed audio: what the wire's usage counts."""
+    latency_s: float | None = None
+    """From the last speech to where the turn had ended and its words were known; None: it did not come in real time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +265,9 @@ class Refused:
     event_id: str | None = None
 
 
-Work = Transcribe | CancelTranscription | Generate | Synthesize | CancelWork | Play | InsertSilence
+Work = (
+    Transcribe | CancelTranscription | JudgeTurn | Generate | Synthesize | CancelWork | Play | InsertSilence
+)
 Notice = (
     SettingsChanged
     | SpeechStarted
