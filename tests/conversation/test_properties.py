@@ -30,6 +30,7 @@ from serve_app.conversation.commands import (
     InsertSilence,
     ItemTruncated,
     Play,
+    Prefill,
     Refused,
     ResponseDone,
     ResponseStarted,
@@ -63,6 +64,7 @@ from serve_app.conversation.events import (
     SegmentId,
     ServerVad,
     SessionConfigured,
+    Settings,
     SpeechSynthesized,
     SynthesisFailed,
     SynthesisFinished,
@@ -102,6 +104,12 @@ class Referee:
         self._turn_spans: dict[ItemId, tuple[int, int]] = {}
         """In samples; the end is 0 until the turn has one."""
         self._transcribed: set[str] = set()
+        self._wordless: set[ItemId] = set()
+        """Committed turns whose words are not known yet."""
+        self._excused: set[ItemId] = set()
+        """Those of them whose answer the client has cancelled."""
+        self._last_prompt: Prefill | None = None
+        """Of the model, if all it was asked since it read it is nothing."""
 
     def watch(self, command: Command) -> None:
         previous, self._previous = self._previous, command
@@ -112,6 +120,8 @@ class Referee:
                 self._started(command, previous)
             case Play() | Generate() | Synthesize() | TranscriptDelta():
                 self._is_for_the_open_response(command)
+            case Prefill():
+                self._read_ahead(command)
             case ResponseDone():
                 self._ended(command)
             case TranscriptCompleted():
@@ -125,6 +135,23 @@ class Referee:
         self._generations[command.response_id] += isinstance(command, Generate)
         assert self._generations[command.response_id] <= 2, "one retry"
 
+    def _read_ahead(self, prefill: Prefill) -> None:
+        conversation = self.world.conversation
+        assert self.open is None, "no answer has to share the model with it"
+        assert not self.is_requested
+        assert not self._wordless
+        assert not self.is_unanswered or self._has_floor
+        assert prefill.messages == conversation.history.messages(conversation.settings.instructions)
+        assert prefill != self._last_prompt, "nothing is read twice"
+        self._last_prompt = prefill
+        self.reached["read ahead"] += 1
+
+    def cancels_request(self) -> None:
+        """The client takes back what it asked for, before it was begun."""
+        self.is_requested = self.is_unanswered = False
+        self._excused |= self._wordless
+        self.reached["withdrawn"] += 1
+
     def _words_known(self, completed: TranscriptCompleted) -> None:
         words = set(completed.text.split())
         assert not words & self._transcribed, "no word is taken twice"
@@ -132,7 +159,8 @@ class Referee:
         start, stop = self._turn_spans.get(completed.item_id, (0, 0))
         assert words >= set(self.world.said_between(start, stop)), "no word of a turn is lost"
         vad = self.world.conversation.settings.turn_detection
-        is_answered = vad is not None and vad.create_response
+        is_answered = vad is not None and vad.create_response and completed.item_id not in self._excused
+        self._wordless.discard(completed.item_id)
         if completed.text and completed.item_id in self.world.conversation.history and is_answered:
             self.is_unanswered = True
 
@@ -150,7 +178,10 @@ class Referee:
                 self._has_floor = False
             case SettingsChanged(settings):
                 self._has_floor &= settings.turn_detection is not None
+            case TranscriptFailed(item_id):
+                self._wordless.discard(item_id)
             case TurnCommitted(item_id):
+                self._wordless.add(item_id)
                 self.reached["committed by the client"] += item_id not in self._turn_spans
             case CancelTranscription():
                 self.reached["speech resumed"] += 1
@@ -164,6 +195,7 @@ class Referee:
         assert self.is_unanswered or self.is_requested or has_failed, "nothing unasked"
         assert self.is_requested or has_failed or not self._has_floor, "the user is not talked over"
         self.open = started
+        self._last_prompt = None
         self.is_unanswered = self.is_requested = False
 
     def _ended(self, done: ResponseDone) -> None:
@@ -217,17 +249,25 @@ class Talk(RuleBasedStateMachine):
 
     @initialize(
         at_pause=st.booleans(),
+        prefill_after_s=st.sampled_from([0.0, 1 / 8, 1 / 8]),
         socket_s=st.sampled_from([0.0, 0.0, 1 / 16, 1 / 2]),
         stt_s=st.sampled_from([0.0, 1 / 8, 1.0]),
         first_token_s=st.sampled_from([0.0, 1 / 8, 1.0]),
         first_audio_s=st.sampled_from([0.0, 1 / 8]),
         chunk_gap_s=st.sampled_from([0.0, 1 / 64, 1 / 8]),
     )
-    def begin(self, at_pause: bool, **delays: float) -> None:
-        parameters = Parameters(playout_lead_s=LEAD_S, max_turn_s=4.0, transcribe_at_pause=at_pause)
-        self.world = World(parameters=parameters, delays=Delays(token_gap_s=1 / 64, **delays))
+    def begin(self, at_pause: bool, prefill_after_s: float, **delays: float) -> None:
+        parameters = Parameters(
+            playout_lead_s=LEAD_S, max_turn_s=4.0, transcribe_at_pause=at_pause, prefill_after_s=prefill_after_s
+        )
+        self.world = World(
+            parameters=parameters,
+            settings=Settings(instructions="Be brief."),
+            delays=Delays(token_gap_s=1 / 64, **delays),
+        )
         self.referee = Referee(self.world)
         self.world.on_command = self.referee.watch
+        self.world.tick()  # as a session does when it starts
         self.words = (f"w{i}" for i in count(1))
         Talk.reached["conversations"] += 1
 
@@ -268,7 +308,7 @@ class Talk(RuleBasedStateMachine):
         frames=st.integers(0, 20),
         has_words=st.booleans(),
         is_tail=st.booleans(),
-        audio_end_ms=st.sampled_from([None, None, 0, 500, 99_000]),
+        audio_end_ms=st.sampled_from([None, None, 0, 500, 99_000, 99_000]),
     )
     def the_user_barges_in(
         self, frames: int, has_words: bool, is_tail: bool, audio_end_ms: int | None
@@ -314,17 +354,37 @@ class Talk(RuleBasedStateMachine):
         if any(isinstance(command, Refused) for command in commands):
             self.referee.is_requested = was_requested
 
+    @precondition(lambda self: self.referee.open is None)
+    @rule()
+    def the_client_takes_a_request_back(self) -> None:
+        """One that waits for words, if they take any time."""
+        self.world.speaks(1 / 2, next(self.words))
+        self.world.tell(AudioCommitted())
+        self.the_client_asks_for_a_response(None)
+        if self.referee.open is None and self.referee.is_requested:
+            self._cancel_request()
+
     @rule(data=st.data())
     def the_client_cancels(self, data: st.DataObject) -> None:
         current = [self.referee.open.response_id] if self.referee.open else []
         ids = [None, *current, *sorted(self.referee.done)[-2:], ResponseId("resp_0_999")]
         response_id = data.draw(st.sampled_from(ids))
         was_open = self.referee.open
+        if self.referee.is_requested and was_open is None and response_id is None:
+            self._cancel_request()
+            return
         self.world.tell(CancelRequested(response_id))
         is_granted = was_open is not None and response_id in (None, was_open.response_id)
         assert self.world.all(Refused) or is_granted
         if is_granted:
             assert was_open.response_id in self.referee.done
+
+    def _cancel_request(self) -> None:
+        self.referee.cancels_request()
+        self.referee.is_requested = True  # for the response that is opened to be cancelled
+        commands = self.world.tell(CancelRequested())
+        ends = [c for c in commands if isinstance(c, ResponseStarted | ResponseDone)]
+        assert [type(c) for c in ends] == [ResponseStarted, ResponseDone]
 
     @rule(data=st.data(), audio_end_ms=st.sampled_from([-1, 0, 100, 250, 700, 1000, 2000, 99_000]))
     def the_client_truncates(self, data: st.DataObject, audio_end_ms: int) -> None:
@@ -376,9 +436,14 @@ class Talk(RuleBasedStateMachine):
             ]
         ),
         modality=st.sampled_from(["audio", "audio", "text"]),
+        instructions=st.sampled_from(["Be brief.", "Be brief.", "Be long.", ""]),
     )
-    def the_client_configures_the_session(self, vad: ServerVad | None, modality: str) -> None:
-        changed = replace(self.world.conversation.settings, turn_detection=vad, modality=modality)
+    def the_client_configures_the_session(
+        self, vad: ServerVad | None, modality: str, instructions: str
+    ) -> None:
+        changed = replace(
+            self.world.conversation.settings, turn_detection=vad, modality=modality, instructions=instructions
+        )
         self.world.tell(SessionConfigured(changed))
 
     def _item_ids(self) -> st.SearchStrategy[ItemId]:
@@ -512,5 +577,7 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "speech resumed",
         "input stalled",
         "late news",
+        "read ahead",
+        "withdrawn",
     ]
     assert {name: Talk.reached[name] for name in expected if Talk.reached[name] < 2} == {}
