@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from deployments.models import EMBEDDED_CHAT_MODEL
 from serve_app.audio.pcm import Audio
 
 from . import (
@@ -17,6 +18,7 @@ from . import (
     bench_soak,
     bench_turns,
     bench_vanish,
+    bench_warm,
     bench_words,
 )
 from .application import ROOT
@@ -71,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
     soak.add_argument("--sessions", type=int, default=20)
     soak.add_argument("--minutes", type=float, default=15)
     add("vanish", run_vanish, "clients that stop reading or are cut off")
+    warm = add("warm", run_warm, "first token with the prompt read ahead and without, llama.cpp")
+    warm.add_argument("--model", default=EMBEDDED_CHAT_MODEL, help="a GGUF (default: %(default)s)")
+    warm.add_argument("--trials", type=int, default=5, help="of each situation")
+    warm.add_argument("--rules", type=int, default=70, help="in the instructions; each has about 22 tokens")
+    warm.add_argument("--threads", type=int, default=1)
     return whole
 
 
@@ -131,6 +138,10 @@ def run_soak(args: argparse.Namespace) -> None:
 
 def run_vanish(args: argparse.Namespace) -> None:
     bench_vanish.run(sentences(args)["p287_001"], args.proxy)
+
+
+def run_warm(args: argparse.Namespace) -> None:
+    bench_warm.run(args.model, args.trials, args.rules, args.threads)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,13 @@ from .rest.errors import ApiError, of_http
 from .rest.routes import Options as RestOptions
 from .rest.routes import Server as RestServer
 from .rest.routes import router as rest_router
-from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber, cancelling
+from .session.engine_clients import (
+    RemoteChatModel,
+    RemoteSynthesizer,
+    RemoteTranscriber,
+    cancelling,
+    for_session,
+)
 from .session.session import Session, SessionOptions
 from .session.stages import Engines, TimeLimits
 from .session.transport import ConnectionLost
@@ -136,7 +142,8 @@ class VoiceServer:
         try:
             config = await self._session_config(socket)
             with self._recorded(session_id, config.settings):
-                session = Session(session_id, transport, self._engines, config, self._options, self._observer)
+                engines = for_session(self._engines, session_id)
+                session = Session(session_id, transport, engines, config, self._options, self._observer)
                 ending = await session.run()
             log.info(
                 "session ended", extra={"session": session_id, "code": ending.code, "reason": ending.reason}

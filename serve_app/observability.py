@@ -21,6 +21,7 @@ from .conversation.commands import ResponseDone
 from .conversation.events import Event, Settings
 from .conversation.parameters import Parameters
 from .session.replay import start_record, to_record
+from .session.stages import PrefillOutcome
 
 log = logging.getLogger("voice_serve.turn")
 
@@ -42,6 +43,9 @@ class Metrics:
             "voice_serve_drafts", "Answers begun before the end of the turn", tag_keys=("outcome",)
         )
         self._wasted = Counter("voice_serve_draft_tokens_wasted", "Tokens of drafts that were dropped")
+        self._prefills = Counter(
+            "voice_serve_prefills", "Prompts read before the question was asked", tag_keys=("outcome",)
+        )
         self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica")
         self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
 
@@ -56,6 +60,9 @@ class Metrics:
         self._drafts.inc(tags={"outcome": "confirmed" if wasted_tokens is None else "dropped"})
         if wasted_tokens:
             self._wasted.inc(wasted_tokens)
+
+    def prefill(self, outcome: PrefillOutcome) -> None:
+        self._prefills.inc(tags={"outcome": outcome})
 
     def sessions(self, count: int) -> None:
         self._sessions.set(count)
@@ -81,6 +88,10 @@ class TurnObserver:
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         if self._metrics is not None:
             self._metrics.draft(wasted_tokens)
+
+    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None:
+        if self._metrics is not None:
+            self._metrics.prefill(outcome)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         if self._session_log is not None:

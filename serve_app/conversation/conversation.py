@@ -303,11 +303,8 @@ class Conversation:
                 self._answering.truncate(wish, now)
             case ResponseRequested():
                 self._request(wish)
-            case CancelRequested(response_id, event_id):
-                if self._requested is not None and response_id is None:
-                    self._withdraw(self._requested)
-                else:
-                    self._answering.cancel_wish(response_id, event_id)
+            case CancelRequested():
+                self._cancel(wish)
             case Closed():
                 self._hearing.close()
                 self._answering.close()
@@ -347,10 +344,13 @@ class Conversation:
         else:
             self._requested = wish
 
-
-    def _withdraw(self, wish: ResponseRequested) -> None:
-        """Nothing is left to be answered of what that answer would have answered."""
-        self._answering.withdraw(self._order(wish))
+    def _cancel(self, wish: CancelRequested) -> None:
+        requested = self._requested
+        if requested is None or wish.response_id is not None:
+            self._answering.cancel_wish(wish.response_id, wish.event_id)
+            return
+        # It waits for words and has no id yet. Nothing is left to be answered of what it would have answered.
+        self._answering.withdraw(self._order(requested))
         self._is_owed, self._requested = False, None
         self._hearing.excuse()
 

@@ -258,7 +258,10 @@ class Talk(RuleBasedStateMachine):
     )
     def begin(self, at_pause: bool, prefill_after_s: float, **delays: float) -> None:
         parameters = Parameters(
-            playout_lead_s=LEAD_S, max_turn_s=4.0, transcribe_at_pause=at_pause, prefill_after_s=prefill_after_s
+            playout_lead_s=LEAD_S,
+            max_turn_s=4.0,
+            transcribe_at_pause=at_pause,
+            prefill_after_s=prefill_after_s,
         )
         self.world = World(
             parameters=parameters,

@@ -51,7 +51,7 @@ from serve_app.conversation.commands import ResponseDone
 from serve_app.conversation.events import Event, Settings
 from serve_app.realtime.session_config import AudioFormat, SessionConfig
 from serve_app.session.session import Ending, Session, SessionOptions
-from serve_app.session.stages import Engines
+from serve_app.session.stages import Engines, PrefillOutcome
 from serve_app.session.transport import ConnectionLost
 
 from .virtual import the_loop
@@ -223,12 +223,16 @@ class Recorder:
         self.done: list[ResponseDone] = []
         self.facts: list[tuple[Event | None, float]] = []
         self.drafts: list[int | None] = []
+        self.prefills: list[PrefillOutcome] = []
 
     def turn_done(self, session_id: str, done: ResponseDone) -> None:
         self.done.append(done)
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         self.drafts.append(wasted_tokens)
+
+    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None:
+        self.prefills.append(outcome)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         self.facts.append((event, now))
