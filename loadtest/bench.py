@@ -7,7 +7,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from deployments.models import EMBEDDED_CHAT_MODEL
 from serve_app.audio.pcm import Audio
 
 from . import (
@@ -74,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     soak.add_argument("--minutes", type=float, default=15)
     add("vanish", run_vanish, "clients that stop reading or are cut off")
     warm = add("warm", run_warm, "first token with the prompt read ahead and without, llama.cpp")
-    warm.add_argument("--model", default=EMBEDDED_CHAT_MODEL, help="a GGUF (default: %(default)s)")
+    warm.add_argument("--model", default=bench_warm.MODEL, help="a GGUF (default: %(default)s)")
     warm.add_argument("--trials", type=int, default=5, help="of each situation")
     warm.add_argument("--rules", type=int, default=70, help="in the instructions; each has about 22 tokens")
     warm.add_argument("--threads", type=int, default=1)

@@ -9,14 +9,16 @@ With and without take turns, so that a noisy machine troubles both alike.
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
 
 from deployments.engines.llama_cpp import LlamaCppChatModel
 from deployments.interfaces import ChatMessage, EngineBusy, Sampling
+from deployments.models import EMBEDDED_CHAT_MODEL
 from deployments.options import LlmOptions
+from deployments.replica import closing
 
 from .caller import percentile
 
+MODEL = EMBEDDED_CHAT_MODEL
 SAMPLING = Sampling(max_tokens=60, temperature=0.0)
 QUESTION = ChatMessage("user", "When do I get my tea, please?")
 NEXT_QUESTION = ChatMessage("user", "No, wait. Where is the pool?")
@@ -40,7 +42,7 @@ async def first_token(
 ) -> tuple[float, str]:
     """(ms to the first text, the text of the first `tokens`); the rest is cancelled."""
     began, first_ms, texts = time.monotonic(), 0.0, []
-    async with aclosing(engine.generate(messages, sampling=SAMPLING)) as deltas:
+    async with closing(engine.generate(messages, sampling=SAMPLING)) as deltas:
         async for delta in deltas:
             first_ms = first_ms or (time.monotonic() - began) * 1000
             texts.append(delta.text)

@@ -283,3 +283,18 @@ def test_more_threads_than_cores_are_warned_of(caplog: pytest.LogCaptureFixture)
         assert caplog.text == ""
     finally:
         logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize(
+    ("llm", "reads_ahead"),
+    [
+        ({"engine": "llama_cpp"}, True),
+        ({"engine": "llama_cpp", "prefill": False}, False),
+        ({"engine": "openai_compatible"}, False),
+        ({"engine": "openai_compatible", "prefill": True}, True),
+    ],
+)
+def test_a_prompt_is_read_ahead_where_nobody_else_counts_its_tokens(
+    llm: dict[str, object], reads_ahead: bool
+) -> None:
+    assert (Config.parse({"llm": llm}).parameters().prefill_after_s > 0) == reads_ahead
