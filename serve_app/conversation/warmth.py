@@ -61,8 +61,10 @@ class Warmth:
             self._prefill(settings)
 
     def _prefill(self, settings: Settings) -> None:
-        self._prefilled = self._told(settings)
         self.hold()
         messages = self._history.messages(settings.instructions)
-        if messages:
-            self._emit(Prefill(messages, settings.max_output_tokens))
+        if not messages:
+            self.read(settings)
+            return
+        self._prefilled = self._told(settings)
+        self._emit(Prefill(messages, settings.max_output_tokens))

@@ -229,3 +229,11 @@ def test_closing_forgets_it() -> None:
     one.wait(1)
     assert prompts(one) == []
     assert one.conversation.deadline() is None
+
+
+def test_instructions_that_were_gone_for_a_while_are_not_read_again() -> None:
+    one = world()
+    for instructions in ("Be brief.", "", "Be brief."):
+        configured(one, instructions=instructions)
+        one.is_silent(1)
+    assert len(prompts(one)) == 1
