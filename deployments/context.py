@@ -68,6 +68,16 @@ def fit(
     return without(oldest)
 
 
+def with_question(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+    """`messages` as a prompt that chat templates accept and that begins as the next question's will.
+
+    Some templates refuse a conversation without a user, and tell an answer otherwise once it has been followed.
+    """
+    if messages and messages[-1].role == "user":
+        return messages
+    return [*messages, ChatMessage("user", "Hello")]
+
+
 def estimate(messages: Sequence[ChatMessage]) -> int:
     """Tokens of a prompt where the model's tokenizer is out of reach; meant to be too many rather than too few.
 

@@ -169,6 +169,19 @@ class ChatModel(Protocol):
 
 
 @runtime_checkable
+class Prefilling(Protocol):
+    """A chat model that keeps what it has read: a prompt whose beginning it knows is answered sooner."""
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        """Read `messages`, so that `generate` with the same ones and what the user says next has less to read.
+
+        `sampling` as that call will have it: what is dropped of a long conversation depends on it. It never competes
+        with an answer: it raises EngineBusy where one is under way, and may do so later when one comes.
+        """
+        ...
+
+
+@runtime_checkable
 class HealthChecked(Protocol):
     """An engine that can tell whether it still works, besides being in a process that lives."""
 

@@ -35,6 +35,8 @@ class ScriptedLlm:
     answers: tuple[str, ...] = ()
     """Given in turn, one a call; empty: one built-in answer of `answer_words` numbered words."""
     answer_words: int = 40
+    prompt_words_per_s: float = 0.0
+    """How fast a prompt is read, beyond the beginning that it shares with one read before; 0: in no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,9 @@ class LlmOptions:
     with it, this is how many `voice-serve doctor` looks for room for."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """sglang: arguments of `sglang.Engine` (its ServerArgs), for example `mem_fraction_static`."""
+    prefill: bool | None = None
+    """What a question will be asked after is read before it is asked: at the start of a session, and when instructions
+    or items have changed. None: yes, but not with openai_compatible, where others may count the tokens."""
     base_url: str = ""
     """openai_compatible: up to and including /v1."""
     api_key_env: str = ""

@@ -19,6 +19,7 @@ from . import (
     bench_soak,
     bench_turns,
     bench_vanish,
+    bench_warm,
     bench_words,
 )
 from .application import ROOT
@@ -101,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
         "--sessions", type=int, default=1, help="at a time (a laptop's engines share its cores: 1)"
     )
     add("vanish", run_vanish, "clients that stop reading or are cut off")
+    warm = add("warm", run_warm, "first token with the prompt read ahead and without, llama.cpp")
+    warm.add_argument("--model", default=bench_warm.MODEL, help="a GGUF (default: %(default)s)")
+    warm.add_argument("--trials", type=int, default=5, help="of each situation")
+    warm.add_argument("--rules", type=int, default=70, help="in the instructions; each has about 22 tokens")
+    warm.add_argument("--threads", type=int, default=1)
     return whole
 
 
@@ -183,6 +189,10 @@ def run_drafts(args: argparse.Namespace) -> None:
 
 def run_vanish(args: argparse.Namespace) -> None:
     bench_vanish.run(sentences(args)["p287_001"], args.proxy)
+
+
+def run_warm(args: argparse.Namespace) -> None:
+    bench_warm.run(args.model, args.trials, args.rules, args.threads)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ from .conversation.parameters import Parameters
 DEFAULT_CONFIG = Path("config.yaml")
 
 
+PREFILL_AFTER_S = 0.1
+"""A client that restores a conversation, or corrects a cut, sends the next event within a few tens of ms."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where and what to write instead."""
 
@@ -131,7 +135,8 @@ class Config(_Section):
         )
 
     def parameters(self) -> Parameters:
-        turns = self.turn_taking
+        turns, llm = self.turn_taking, self.llm
+        reads_ahead = llm.engine != "openai_compatible" if llm.prefill is None else llm.prefill
         return Parameters(
             interruption_min_ms=turns.interruption_min_ms,
             speech_min_ms=turns.speech_min_ms,
@@ -139,6 +144,7 @@ class Config(_Section):
             transcribe_at_pause=turns.transcribe_at_pause,
             interim_s=turns.interim_ms / 1000,
             drafts_per_turn=turns.drafts_per_turn,
+            prefill_after_s=PREFILL_AFTER_S if reads_ahead else 0.0,
             max_turn_s=turns.max_turn_s,
             playout_lead_s=self.playout.lead_ms / 1000,
         )

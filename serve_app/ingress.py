@@ -33,6 +33,7 @@ from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDete
 from .config import Access, Config
 from .conversation.commands import Refused
 from .conversation.events import Settings
+from .conversation.parameters import Parameters
 from .observability import Metrics, SessionLog, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
@@ -41,7 +42,13 @@ from .rest.errors import ApiError, of_http
 from .rest.routes import Options as RestOptions
 from .rest.routes import Server as RestServer
 from .rest.routes import router as rest_router
-from .session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber, cancelling
+from .session.engine_clients import (
+    RemoteChatModel,
+    RemoteSynthesizer,
+    RemoteTranscriber,
+    cancelling,
+    for_session,
+)
 from .session.session import Session, SessionOptions
 from .session.stages import Engines, TimeLimits
 from .session.transport import ConnectionLost
@@ -138,8 +145,10 @@ class VoiceServer:
         self._count(kind)
         try:
             config = self._listening_config() if is_listening else await self._session_config(socket)
-            with self._recorded(session_id, config.settings):
-                session = Session(session_id, transport, self._engines, config, self._options, self._observer)
+            options = listening_only_options(self._options) if is_listening else self._options
+            with self._recorded(session_id, options.parameters, config.settings):
+                engines = for_session(self._engines, session_id)
+                session = Session(session_id, transport, engines, config, options, self._observer)
                 ending = await session.run()
             log.info(
                 "session ended",
@@ -155,12 +164,12 @@ class VoiceServer:
             self._count(kind)
 
     @contextmanager
-    def _recorded(self, session_id: str, settings: Settings) -> Iterator[None]:
+    def _recorded(self, session_id: str, parameters: Parameters, settings: Settings) -> Iterator[None]:
         """A session in the session log, where there is one."""
         if self._session_log is None:
             yield
             return
-        self._session_log.begin(session_id, self._options.parameters, settings)
+        self._session_log.begin(session_id, parameters, settings)
         try:
             yield
         finally:
@@ -316,6 +325,11 @@ def session_options(config: Config, *, judges_turns: bool = False) -> SessionOpt
         max_outbox_bytes=limits.max_outbox_bytes,
         input_backlog_s=limits.input_backlog_s,
     )
+
+
+def listening_only_options(options: SessionOptions) -> SessionOptions:
+    """Of a session that never answers: there is no prompt to read ahead."""
+    return replace(options, parameters=replace(options.parameters, prefill_after_s=0.0))
 
 
 def rest_options(config: Config) -> RestOptions:

@@ -22,6 +22,7 @@ from .conversation.events import Event, Settings
 from .conversation.parameters import Parameters
 from .realtime.session_config import SessionKind
 from .session.replay import start_record, to_record
+from .session.stages import PrefillOutcome
 
 log = logging.getLogger("voice_serve.turn")
 
@@ -53,6 +54,9 @@ class Metrics:
             tag_keys=("session",),
         )
         self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica", tag_keys=("session",))
+        self._prefills = Counter(
+            "voice_serve_prefills", "Prompts read before the question was asked", tag_keys=("outcome",)
+        )
         self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
 
     def turn(self, done: ResponseDone) -> None:
@@ -74,6 +78,9 @@ class Metrics:
 
     def sessions(self, kind: SessionKind, count: int) -> None:
         self._sessions.set(count, tags={"session": kind})
+
+    def prefill(self, outcome: PrefillOutcome) -> None:
+        self._prefills.inc(tags={"outcome": outcome})
 
     def refused(self, reason: str) -> None:
         self._refused.inc(tags={"reason": reason})
@@ -105,6 +112,10 @@ class TurnObserver:
             self._metrics.transcript(kind, heard)
         if kind == "transcription":
             log.info("transcript", extra=transcript_fields(session_id, heard))
+
+    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None:
+        if self._metrics is not None:
+            self._metrics.prefill(outcome)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         if self._session_log is not None:

@@ -326,3 +326,18 @@ def test_a_second_opinion_that_is_not_installed_is_said_with_its_remedy(
     assert load is None
     assert "make turn" in info.remedy
     assert any("make turn" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("llm", "reads_ahead"),
+    [
+        ({"engine": "llama_cpp"}, True),
+        ({"engine": "llama_cpp", "prefill": False}, False),
+        ({"engine": "openai_compatible"}, False),
+        ({"engine": "openai_compatible", "prefill": True}, True),
+    ],
+)
+def test_a_prompt_is_read_ahead_where_nobody_else_counts_its_tokens(
+    llm: dict[str, object], reads_ahead: bool
+) -> None:
+    assert (Config.parse({"llm": llm}).parameters().prefill_after_s > 0) == reads_ahead

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.context import estimate, fit
+from deployments.context import estimate, fit, with_question
 from deployments.interfaces import BadRequest, ChatMessage, Role
 
 SYSTEM = ChatMessage("system", "s" * 10)
@@ -202,3 +202,9 @@ def test_what_was_kept_fits_again(messages: list[ChatMessage], window: int, rese
     except BadRequest:
         return
     assert fitted(kept, window=window, reserve=reserve) == kept
+
+
+def test_a_prompt_that_is_read_ahead_ends_with_a_question() -> None:
+    assert with_question([SYSTEM]) == [SYSTEM, user("Hello")]
+    assert with_question([SYSTEM, user("a"), agent("b")]) == [SYSTEM, user("a"), agent("b"), user("Hello")]
+    assert with_question([SYSTEM, user("a")]) == [SYSTEM, user("a")], "what is said next goes on from there"

@@ -7,6 +7,9 @@ xllamacpp's `Server` is llama.cpp's HTTP server as a library: its loop decodes a
   slot (`options.parallel`); the executor's queue is the queue for a slot, and a cancelled call in it is never begun.
 - The callback's return value is the only way to stop a generation: True. It is asked at every token and, because of
   `return_progress`, after every batch of the prefill. The caller does not wait for it.
+- A prompt continues in the slot that holds the longest beginning of it, *if that slot is free*: so a call waits for the
+  slots of those that were cancelled just before (a draft, a prompt read ahead), a batch or two, rather than have all
+  of its prompt computed again in another.
 - The server also listens on a free port of 127.0.0.1, which cannot be turned off: it gets a random key. What a prompt
   counts is asked there, since the library passes on no tokenizer: 4 ms, without waiting for a slot.
 """
@@ -15,8 +18,10 @@ import asyncio
 import json
 import secrets
 import threading
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +46,8 @@ waits. 1,235 tokens took 6.0 s at 64, 5.9 s at 256 and 6.0 s at 2,048 (SmolLM2-1
 _PROMPT_CACHE_MIB = 512
 """Memory for the prompts of conversations that have no slot now; the library's default is 8 GiB."""
 _QUIET = -1
+_LEAVE_S = 2.0
+"""Seconds that a cancelled call is given to leave its slot."""
 _COUNT_S = 5.0
 """Seconds that counting may take; 14,000 tokens take 35 ms."""
 
@@ -68,6 +75,9 @@ class LlamaCppChatModel:
             trust_env=False,  # a proxy does not know this machine's loopback
         )
         self._slots = ThreadPoolExecutor(options.parallel, thread_name_prefix="llama")
+        self._running: dict[Future[None], _Generation] = {}
+        self._answers = 0
+        """Calls of `generate` under way."""
         self._warm_up(options.system_prompt)
 
     async def generate(
@@ -76,9 +86,44 @@ class LlamaCppChatModel:
         if not messages or sampling.max_tokens < 1:
             message = f"{len(messages)} messages, {sampling.max_tokens} tokens: at least one of each"
             raise BadRequest(message, stage="llm", engine="llama_cpp")
-        loop = asyncio.get_running_loop()
-        generation = _Generation(loop)
-        call = loop.run_in_executor(self._slots, self._run, messages, sampling, generation)
+        self._answers += 1
+        try:
+            for generation in self._running.values():
+                if generation.is_prefill:
+                    generation.cancelled.set()
+            await self._until_left()
+            async with aclosing(self._deltas(messages, sampling, sampling.max_tokens)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._answers -= 1
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        """An answer that comes ends it; what was read by then stays read."""
+        if self._answers:
+            raise EngineBusy("answers come before prefills", stage="llm", engine="llama_cpp")
+        await self._until_left()
+        prompt, one = context.with_question(messages), replace(sampling, max_tokens=1)
+        is_read = False
+        async with aclosing(self._deltas(prompt, one, sampling.max_tokens, is_prefill=True)) as deltas:
+            async for delta in deltas:
+                is_read |= delta.finish_reason is not None
+        if not is_read:
+            raise EngineBusy("an answer came before the prefill", stage="llm", engine="llama_cpp")
+
+    async def _until_left(self) -> None:
+        """Until the calls that were cancelled have left their slots."""
+        self._running = {call: generation for call, generation in self._running.items() if not call.done()}
+        leaving = [call for call, generation in self._running.items() if generation.cancelled.is_set()]
+        if leaving:
+            await asyncio.wait([asyncio.wrap_future(call) for call in leaving], timeout=_LEAVE_S)
+
+    async def _deltas(
+        self, messages: Sequence[ChatMessage], sampling: Sampling, reserve: int, *, is_prefill: bool = False
+    ) -> AsyncGenerator[ChatDelta, None]:
+        generation = _Generation(asyncio.get_running_loop(), is_prefill=is_prefill)
+        call = self._slots.submit(self._run, messages, sampling, reserve, generation)
+        self._running[call] = generation
         try:
             while (item := await generation.items.get()) is not None:
                 if isinstance(item, EngineError):
@@ -132,14 +177,16 @@ class LlamaCppChatModel:
         if errors:
             raise self._failed(f"the first answer failed: {errors[0].message}") from errors[0]
 
-    def _run(self, messages: Sequence[ChatMessage], sampling: Sampling, generation: "_Generation") -> None:
+    def _run(
+        self, messages: Sequence[ChatMessage], sampling: Sampling, reserve: int, generation: "_Generation"
+    ) -> None:
         try:
             if generation.cancelled.is_set():
                 return
             kept = context.fit(
                 messages,
                 window=self._window,
-                reserve=sampling.max_tokens,
+                reserve=reserve,
                 count=self._count,
                 engine="llama_cpp",
             )
@@ -174,7 +221,8 @@ class _Generation:
     a callback that waited would hold up every other conversation's batch.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_prefill: bool) -> None:
+        self.is_prefill = is_prefill
         self.items: asyncio.Queue[ChatDelta | EngineError | None] = asyncio.Queue()
         self.cancelled = threading.Event()
         self._loop = loop

@@ -11,7 +11,9 @@
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal
 
 import httpx
@@ -53,6 +55,8 @@ class OpenAICompatibleChatModel:
             raise self._failed("no model is configured: write llm.model, the model's name at the server")
         self._model = options.model
         self._window = options.context_tokens
+        self._answers = 0
+        """Calls of `generate` under way."""
         self._url = f"{options.base_url.rstrip('/')}/chat/completions"
         headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUTS)
@@ -62,7 +66,26 @@ class OpenAICompatibleChatModel:
     ) -> AsyncIterator[ChatDelta]:
         if not messages:
             raise BadRequest("there are no messages", stage="llm", engine="openai_compatible")
-        messages = self._fitted(messages, sampling)
+        self._answers += 1
+        try:
+            async with aclosing(self._stream(self._fitted(messages, sampling), sampling)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._answers -= 1
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        """Asks for one token. Whether the server keeps what it has read is up to it."""
+        if self._answers:
+            raise EngineBusy("answers come before prefills", stage="llm", engine="openai_compatible")
+        prompt = self._fitted(context.with_question(messages), sampling)
+        async with aclosing(self._stream(prompt, replace(sampling, max_tokens=1))) as deltas:
+            async for _ in deltas:
+                pass
+
+    async def _stream(
+        self, messages: Sequence[ChatMessage], sampling: Sampling
+    ) -> AsyncGenerator[ChatDelta, None]:
         answer = _Answer()
         try:
             async with self._client.stream(

@@ -7,9 +7,11 @@ call was made, is under way, or was stopped before its last item.
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -39,6 +41,7 @@ _INTERIM_WORD_S = 0.3
 _SILENCE_PEAK = 32
 """int16; -60 dBFS."""
 _SENTENCE_WORDS = 8
+_KEPT_PROMPTS = 64
 
 
 class _CountedCalls:
@@ -106,11 +109,18 @@ class ScriptedTranscriber(_CountedCalls):
 
 
 class ScriptedChatModel(_CountedCalls):
-    """Gives the `answers` of its options in turn, one word a token, whatever was asked."""
+    """Gives the `answers` of its options in turn, one word a token, whatever was asked.
+
+    With `prompt_words_per_s` the first token waits until the prompt is read, as far as it does not begin as one that
+    was read before.
+    """
 
     def __init__(self, options: LlmOptions) -> None:
         super().__init__()
         self._options = options.scripted
+        self._read: deque[list[str]] = deque(maxlen=_KEPT_PROMPTS)
+        self.prefills = 0
+        """Those that came to their end."""
 
     async def generate(
         self, messages: Sequence[ChatMessage], *, sampling: Sampling
@@ -120,14 +130,29 @@ class ScriptedChatModel(_CountedCalls):
         tokens = re.findall(r"\s*\S+", self._answer())
         taken = tokens[: sampling.max_tokens] or [""]
         usage = Usage(sum(len(message.content.split()) for message in messages), len(taken))
-        start = asyncio.get_running_loop().time()
         with self._counted() as call:
+            await self._read_prompt(messages)
+            start = asyncio.get_running_loop().time()
             for index, token in enumerate(taken):
                 await _sleep_until(start + self._options.first_token_s + index / self._options.tokens_per_s)
                 if index + 1 < len(taken):
                     yield ChatDelta(token)
             call.is_complete = True
             yield ChatDelta(taken[-1], "length" if len(taken) < len(tokens) else "stop", usage)
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        """Not counted among the calls."""
+        if self.active:
+            raise EngineBusy("answers come before prefills", stage="llm", engine="scripted")
+        await self._read_prompt(messages)
+        self.prefills += 1
+
+    async def _read_prompt(self, messages: Sequence[ChatMessage]) -> None:
+        prompt = [word for message in messages for word in (f"<{message.role}>", *message.content.split())]
+        known = max((_shared(prompt, read) for read in self._read), default=0)
+        if self._options.prompt_words_per_s:
+            await asyncio.sleep((len(prompt) - known) / self._options.prompt_words_per_s)
+        self._read.append(prompt)
 
     def _answer(self) -> str:
         answers = self._options.answers
@@ -175,6 +200,11 @@ class ScriptedSynthesizer(_CountedCalls):
             times = (WordTime(word.start(), word.end(), first / SAMPLE_RATE, last / SAMPLE_RATE),)
         pcm = np.rint(audio * 32767).astype("<i2").tobytes()
         return SpeechChunk(pcm=pcm, sample_rate=SAMPLE_RATE, words=times)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words they have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def numbered_answer(words: int) -> str:

@@ -77,6 +77,9 @@ class SglangChatModel:
         system = [ChatMessage("system", options.system_prompt)] if options.system_prompt else []
         self._probe = self._tokens([*system, ChatMessage("user", "Hello")])
         self._last_token_at: float | None = None
+        self._parallel = options.parallel
+        self._answers = 0
+        """Calls of `generate` under way."""
 
     async def generate(
         self, messages: Sequence[ChatMessage], *, sampling: Sampling
@@ -86,9 +89,24 @@ class SglangChatModel:
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling)
         max_tokens = min(sampling.max_tokens, self._window - len(prompt))
-        async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens))) as deltas:
-            async for delta in deltas:
-                yield delta
+        self._answers += 1
+        try:
+            async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens))) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._answers -= 1
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        """Into the radix cache, one chunk of it between two tokens of those who are being answered."""
+        if self._answers >= self._parallel:
+            raise EngineBusy(f"{self._answers} answers are under way", stage="llm", engine="sglang")
+        loop = asyncio.get_running_loop()
+        asked = context.with_question(messages)
+        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, asked, sampling)
+        async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens=1))) as deltas:
+            async for _ in deltas:
+                pass
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine gives no token. The first call warms it up with the system prompt."""

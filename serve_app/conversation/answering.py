@@ -80,9 +80,19 @@ class Answer:
     held: list[tuple[Segment, ChunkId, float]] = field(default_factory=list)
     """Of a draft: sound that waits for the end of the turn."""
     shown: list[str] = field(default_factory=list)
+    is_generated: bool = False
+    """The language model was asked."""
     has_tokens: bool = False
     has_failed: bool = False
     """A stage has failed once and was tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer for which the language model was asked is over."""
+
+    messages: tuple[Message, ...]
+    outcome: Outcome
 
 
 class Answering:
@@ -99,6 +109,7 @@ class Answering:
         """An answer to words that may not be all: no wire event, no sound, the first segment at most."""
         self.has_draft_failed = False
         """Since the last answer: there, the stage gets its second chance, and the client is told."""
+        self._ended: list[Ended] = []
 
     # --- what it knows ----------------------------------------------------------------------------------------------
 
@@ -113,6 +124,10 @@ class Answering:
     @property
     def deadline(self) -> float | None:
         return self._playout.due()
+
+    def take_ended(self) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
 
     # --- an answer's course -----------------------------------------------------------------------------------------
 
@@ -178,7 +193,13 @@ class Answering:
         self._open(self._new(order, TurnTimeline()))
         self.finish("failed", failure=failure)
 
+    def withdraw(self, order: Order) -> None:
+        """An answer that the client cancels before it begins: it asked for one and is told how that ended."""
+        self._open(self._new(order, TurnTimeline()))
+        self.finish("client_cancelled")
+
     def _generate(self, answer: Answer) -> None:
+        answer.is_generated = True
         self._emit(Generate(answer.response_id, answer.order.messages, answer.order.max_output_tokens))
 
     def _current(self, response_id: ResponseId) -> Answer | None:
@@ -315,9 +336,11 @@ class Answering:
 
     def interrupt(self, now: float) -> bool:
         """The user takes the floor. Returns whether an answer was cut of which no word had been heard."""
+        answer = self._answer
         for cut, heard in self._playout.cut(now):
             self._history.set_text(cut.item_id, heard.text, status="incomplete")
-        answer = self._answer
+            if (answer is None or cut is not answer.utterance) and cut.item_id in self._history:
+                self._emit(ItemTruncated(cut.item_id, heard.audio_ms))
         if answer is None:
             return False
         utterance = answer.utterance
@@ -348,6 +371,8 @@ class Answering:
         answer = self._answer
         assert answer is not None
         self._answer = None
+        if answer.is_generated:
+            self._ended.append(Ended(answer.order.messages, outcome))
         if outcome not in ("completed", "incomplete"):
             self._emit(CancelWork(answer.response_id))
             self._playout.drop(answer.utterance)

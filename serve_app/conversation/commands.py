@@ -68,6 +68,17 @@ class Generate:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefill:
+    """Have the language model read what its next prompt will begin with; nothing is reported of it.
+
+    Over, finished or not, when a `Generate` or another `Prefill` follows.
+    """
+
+    messages: tuple[Message, ...]
+    max_output_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Synthesize:
     response_id: ResponseId
     segment_id: SegmentId
@@ -195,6 +206,11 @@ class ItemRemoved:
 
 @dataclass(frozen=True, slots=True)
 class ItemTruncated:
+    """The item was cut to what was heard: by the client's word, or by speech over sound whose `ResponseDone` is past.
+
+    A cut before that is told by the `ResponseDone`.
+    """
+
     item_id: ItemId
     audio_end_ms: int
 
@@ -266,7 +282,15 @@ class Refused:
 
 
 Work = (
-    Transcribe | CancelTranscription | JudgeTurn | Generate | Synthesize | CancelWork | Play | InsertSilence
+    Transcribe
+    | CancelTranscription
+    | JudgeTurn
+    | Generate
+    | Prefill
+    | Synthesize
+    | CancelWork
+    | Play
+    | InsertSilence
 )
 Notice = (
     SettingsChanged

@@ -14,6 +14,8 @@ Rules that must survive edits:
 - An answer is owed (`_is_owed`) from the moment words of the user are known until an answer starts; it is owed again
   when an answer was cut of which nothing was heard. It is given as soon as no turn is open, none awaits its words, and
   no answer is under way. So a cough that cancels an answer does not swallow it, and nothing is answered twice.
+- The language model reads ahead (`Prefill`) only while no answer is under way, drafted, owed or asked for: whatever it
+  would read, that answer's prompt begins with.
 - A wish of the client that cannot be granted is `Refused`, and nothing else changes.
 """
 
@@ -66,6 +68,7 @@ from .interruption import AgentState, InterruptionPolicy, Verdict
 from .parameters import Ids, Parameters
 from .timeline import TurnTimeline
 from .turn_taking import INPUT_RATE, UserState
+from .warmth import Warmth
 
 
 class Conversation:
@@ -79,6 +82,7 @@ class Conversation:
         self._answering = Answering(parameters, self.history, self._ids, self._emit)
         self._interruption = InterruptionPolicy(parameters.interruption_min_ms)
         self._drafts_per_turn = parameters.drafts_per_turn
+        self._warmth = Warmth(parameters.prefill_after_s, self.history, self._emit)
         self._is_owed = False
         self._requested: ResponseRequested | None = None
         self._timeline = TurnTimeline()
@@ -111,8 +115,8 @@ class Conversation:
         """When `tick` must be called at the latest; None: not before the next fact."""
         if self._is_closed:
             return None
-        play, stall = self._answering.deadline, self._hearing.deadline
-        return play if stall is None else stall if play is None else min(play, stall)
+        timers = (self._answering.deadline, self._hearing.deadline, self._warmth.deadline)
+        return min((at for at in timers if at is not None), default=None)
 
     # --- the two ways in --------------------------------------------------------------------------------------------
 
@@ -140,7 +144,7 @@ class Conversation:
         return self._take()
 
     def tick(self, now: float) -> list[Command]:
-        """What time alone brings. Calling it early or twice does nothing more."""
+        """What time alone brings. Calling it early or twice does nothing more. The first call of all starts the timers."""
         if self._is_closed:
             return []
         stall = self._hearing.deadline
@@ -217,6 +221,17 @@ class Conversation:
             self._start_answer()
             self._answering.advance(now)
         self._keep_draft()
+        self._keep_warm(now)
+
+    def _keep_warm(self, now: float) -> None:
+        for ended in self._answering.take_ended():
+            self._warmth.answered(ended, self._settings)
+        is_generating = self._answering.is_active or self._answering.has_draft
+        is_about_to = self._is_owed or self._requested is not None or self._hearing.is_awaiting_words
+        if is_generating or is_about_to:
+            self._warmth.hold()
+        else:
+            self._warmth.advance(self._settings, now)
 
     def _keep_draft(self) -> None:
         """An answer is begun at a pause, in case it is the end of the turn, and dropped if it was not."""
@@ -226,6 +241,7 @@ class Conversation:
         elif not self._answering.has_draft and turn.drafts < self._drafts_per_turn and self._may_draft():
             turn.drafts += 1
             self._answering.draft(self._order(ResponseRequested(), and_then=turn.transcript or ""))
+            self._warmth.read(self._settings)
 
     def _may_draft(self) -> bool:
         vad = self._settings.turn_detection
@@ -241,7 +257,7 @@ class Conversation:
         if isinstance(result, Failure):
             self._emit(TranscriptFailed(turn.item_id, result))
             is_another_due = self._is_owed or self._requested is not None or self._answering.is_active
-            if is_answered and not is_another_due:
+            if is_answered and not turn.is_excused and not is_another_due:
                 self._answering.refuse(self._order(ResponseRequested()), result)
             return
         audio_s, latency_s = (turn.stop - turn.start) / INPUT_RATE, turn.timeline.transcript_s()
@@ -255,7 +271,7 @@ class Conversation:
             self._emit(ItemRemoved(turn.item_id))
             return
         self.history.set_text(turn.item_id, result)
-        self._is_owed |= is_answered
+        self._is_owed |= is_answered and not turn.is_excused
 
     def _may_answer(self) -> bool:
         if self._answering.is_active or self._hearing.is_awaiting_words:
@@ -300,8 +316,8 @@ class Conversation:
                 self._answering.truncate(wish, now)
             case ResponseRequested():
                 self._request(wish)
-            case CancelRequested(response_id, event_id):
-                self._answering.cancel_wish(response_id, event_id)
+            case CancelRequested():
+                self._cancel(wish)
             case Closed():
                 self._hearing.close()
                 self._answering.close()
@@ -340,6 +356,16 @@ class Conversation:
             self._emit(Refused("conversation_already_has_active_response", message, None, wish.event_id))
         else:
             self._requested = wish
+
+    def _cancel(self, wish: CancelRequested) -> None:
+        requested = self._requested
+        if requested is None or wish.response_id is not None:
+            self._answering.cancel_wish(wish.response_id, wish.event_id)
+            return
+        # It waits for words and has no id yet. Nothing is left to be answered of what it would have answered.
+        self._answering.withdraw(self._order(requested))
+        self._is_owed, self._requested = False, None
+        self._hearing.excuse()
 
 
 def _not_found(item_id: ItemId | None, param: str, event_id: str | None) -> Refused:

@@ -61,6 +61,8 @@ class Turn:
     """How complete the turn sounds, as far as that is known; None while it is spoken."""
     drafts: int = 0
     """Answers that were begun while it was still open."""
+    is_excused: bool = False
+    """The client has cancelled its answer."""
     interim: list[str] = field(default_factory=list)
     """The words of the last interim transcription."""
     shown: list[str] = field(default_factory=list)
@@ -152,6 +154,12 @@ class Hearing:
     def is_awaiting_words(self) -> bool:
         """A committed turn has no transcript yet."""
         return bool(self._waiting) or (self._in_flight is not None and self._in_flight.turn.is_committed)
+
+    def excuse(self) -> None:
+        """The committed turns that have no words yet need no answer of their own."""
+        flight = self._in_flight
+        for turn in [*self._waiting, *([flight.turn] if flight is not None else [])]:
+            turn.is_excused = turn.is_committed
 
     @property
     def deadline(self) -> float | None:

@@ -23,6 +23,8 @@ class Parameters:
     """The transcript so far is shown this often while the user speaks, or less often under load; 0: never."""
     drafts_per_turn: int = 0
     """Answers begun at a pause, before the turn has ended, for each turn; 0: none."""
+    prefill_after_s: float = 0.0
+    """The language model reads ahead when what it was told has changed and then rested for so long; 0: never."""
     max_turn_s: float = 60.0
     stall_s: float = 1.0
     """So long without audio in the middle of speech, and silence is put in its place."""

@@ -6,6 +6,7 @@ the way out, however it is left. What Ray raises becomes an `EngineError` here a
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -23,6 +24,8 @@ from deployments.interfaces import (
     Stage,
     Transcript,
 )
+
+from .stages import Engines
 
 
 @asynccontextmanager
@@ -78,8 +81,21 @@ class RemoteTranscriber:
 
 
 class RemoteChatModel:
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._generate = handle.options(stream=True, _by_reference=False).generate
+    """With a `session_id` all calls go to one replica while it lives and has room (`llm.ROUTER`); else to any."""
+
+    def __init__(self, handle: DeploymentHandle[Any], *, session_id: str = "") -> None:
+        handle = handle.options(session_id=session_id, _by_reference=False)
+        self._handle = handle
+        self._generate = handle.options(stream=True).generate
+        self._prefill = handle.prefill
+
+    def for_session(self, session_id: str) -> "RemoteChatModel":
+        """The handles of all sessions share one router."""
+        return RemoteChatModel(self._handle, session_id=session_id)
+
+    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+        async with cancelling(self._prefill.remote(messages, sampling), "llm") as response:
+            await response
 
     async def generate(
         self, messages: Sequence[ChatMessage], *, sampling: Sampling
@@ -87,6 +103,13 @@ class RemoteChatModel:
         async with cancelling(self._generate.remote(messages, sampling), "llm") as deltas:
             async for delta in deltas:
                 yield delta
+
+
+def for_session(engines: Engines, session_id: str) -> Engines:
+    """`engines` as one session uses them."""
+    if isinstance(engines.chat, RemoteChatModel):
+        return replace(engines, chat=engines.chat.for_session(session_id))
+    return engines
 
 
 class RemoteSynthesizer:

@@ -25,6 +25,7 @@ from serve_app.conversation.commands import (
     JudgeTurn,
     Notice,
     Play,
+    Prefill,
     Refused,
     ResponseDone,
     ResponseStarted,
@@ -44,7 +45,7 @@ from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig, SessionKind
 
 from .input import AudioInput
-from .stages import Engines, StageCalls, TimeLimits
+from .stages import Engines, PrefillOutcome, StageCalls, TimeLimits
 from .transport import ConnectionLost, Outbox, OutboxFull, OutgoingAudio, Transport
 
 log = logging.getLogger("voice_serve.session")
@@ -91,6 +92,8 @@ class Observer(Protocol):
     ) -> None:
         """A turn of the user has been put into words, or could not be."""
         ...
+
+    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None: ...
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         """Every fact with its time, None for a tick: what a replay needs."""
@@ -146,6 +149,7 @@ class Session:
                     for pump in (self._read, self._write, self._watch)
                 ]
                 self._send(self._mapper.session_created())
+                self._decide(None)
                 try:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
@@ -297,11 +301,9 @@ class Session:
         match work:
             case Transcribe() | JudgeTurn():
                 self._listen_to(work)
-            case Generate(response_id):
-                if response_id != self._last_generated:  # a second try keeps the format of the first
-                    self._last_generated = response_id
-                    self._output_format = self._mapper.config.output_format
-                self._spawn(response_id, self._calls.generate(work), "llm")
+            case Prefill() | Generate():
+                self._cancel(Prefill)
+                self._ask(work)
             case Synthesize(response_id):
                 self._spawn(response_id, self._calls.synthesize(work, self._output_format), "tts")
             case CancelTranscription(transcription_id):
@@ -331,6 +333,22 @@ class Session:
                 self._spawn(JudgeTurn, self._calls.judge(work, pcm), "turn")
             case _:
                 assert_never(work)
+
+    def _ask(self, work: Prefill | Generate) -> None:
+        if isinstance(work, Prefill):
+            self._spawn(Prefill, self._prefill(work), "prefill")
+            return
+        if work.response_id != self._last_generated:  # a second try keeps the format of the first
+            self._last_generated = work.response_id
+            self._output_format = self._mapper.config.output_format
+        self._spawn(work.response_id, self._calls.generate(work), "llm")
+
+    async def _prefill(self, prefill: Prefill) -> None:
+        outcome: PrefillOutcome = "superseded"
+        try:
+            outcome = await self._calls.prefill(prefill)
+        finally:
+            self._observer.prefill_ended(self.session_id, outcome)
 
     def _spawn(self, key: object, call: Coroutine[Any, Any, None], stage: str) -> None:
         task = self._tasks.create_task(call, name=f"{stage}-{key}-{self.session_id}")

@@ -9,15 +9,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from deployments import interfaces
 from deployments.interfaces import (
     BadRequest,
     ChatMessage,
     ChatModel,
+    EngineBusy,
     EngineError,
     EngineFailed,
+    Prefilling,
     Sampling,
     SpeechDetector,
     Stage,
@@ -25,7 +27,7 @@ from deployments.interfaces import (
     Transcriber,
     TurnJudge,
 )
-from serve_app.conversation.commands import Generate, JudgeTurn, Synthesize, Transcribe
+from serve_app.conversation.commands import Generate, JudgeTurn, Message, Prefill, Synthesize, Transcribe
 from serve_app.conversation.events import (
     ChunkId,
     Fact,
@@ -47,8 +49,14 @@ from serve_app.realtime.session_config import AudioFormat
 
 from .output import SegmentCutter
 
-log = logging.getLogger("voice_serve.session")
 T = TypeVar("T")
+log = logging.getLogger("voice_serve.session")
+
+PREFILL_S = 60.0
+"""Nobody waits for it, so it may take longer than a first token may; a call that hangs must end all the same."""
+
+PrefillOutcome = Literal["done", "superseded", "busy", "failed"]
+"""superseded: an answer was begun, or something changed again; busy: the model had answers to give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ class StageCalls:
             self._report(TurnJudged(command.judgement_id, completeness))
 
     async def generate(self, command: Generate) -> None:
-        messages = [ChatMessage(m.role, m.text) for m in command.messages]
+        messages = _chat(command.messages)
         limits, finish, usage = self._limits, None, None
         stream = self._engines.chat.generate(messages, sampling=self._limited(command.max_output_tokens))
         try:
@@ -137,6 +145,20 @@ class StageCalls:
             return
         counted = usage and Usage(usage.input_tokens, usage.output_tokens)
         self._report(GenerationFinished(command.response_id, finish or "stop", counted))
+
+    async def prefill(self, command: Prefill) -> PrefillOutcome:
+        chat = self._engines.chat
+        if not isinstance(chat, Prefilling):
+            return "failed"
+        try:
+            async with within(PREFILL_S, "llm", f"not read within {PREFILL_S:g} s"):
+                await chat.prefill(_chat(command.messages), sampling=self._limited(command.max_output_tokens))
+        except EngineBusy:
+            return "busy"
+        except EngineError as error:
+            log.info("prefill failed", extra={"error": str(error)})
+            return "failed"
+        return "done"
 
     def _limited(self, max_tokens: int | None) -> Sampling:
         default = self._sampling
@@ -199,6 +221,10 @@ async def paced(
                     return
             yield item
             limit = gap_s
+
+
+def _chat(messages: tuple[Message, ...]) -> list[ChatMessage]:
+    return [ChatMessage(message.role, message.text) for message in messages]
 
 
 def _shifted(word: interfaces.WordTime, shift: int) -> WordTime:

@@ -333,7 +333,7 @@ def test_the_sound_goes_on_after_the_answer_is_done_and_can_still_be_cut() -> No
     assert isinstance(agent.sent()[-1], ResponseDone)
     assert agent.answering.is_audible(agent.now + 0.99)
     was_unheard, out = agent.interrupted(after_s=0.5)
-    assert (was_unheard, out) == (False, [])
+    assert (was_unheard, out) == (False, [ItemTruncated(ITEM, 500)])
     assert agent.said() == ("Yes,", "incomplete")
 
 

@@ -249,6 +249,18 @@ def test_the_agent_speaks_until_the_end_of_its_sound_and_can_be_cut_in_its_tail(
     heard = world.played(done.item_id)
     assert heard == words(SHORT)[: len(heard)] != words(SHORT)
     assert words(world.history()[1][1]) == heard
+    truncated = world.only(ItemTruncated)
+    assert truncated.item_id == done.item_id
+    assert world.listener.words_until(done.item_id, (truncated.audio_end_ms + 0.5) / 1000) == heard
+
+
+def test_a_cut_before_the_answer_is_done_is_told_by_its_end_alone() -> None:
+    world = World()
+    world.asks()
+    world.until_heard(2)
+    world.speaks(INTERRUPTION_S, "stop")
+    assert world.outcomes() == ["interrupted"]
+    assert world.all(ItemTruncated) == []
 
 
 def test_a_barge_in_cuts_the_last_answer_heard_though_another_was_begun_and_cancelled_since() -> None:
@@ -588,6 +600,66 @@ def test_the_client_may_cancel_and_what_was_sent_is_kept() -> None:
     world.is_silent(2.0)
     assert words(world.history()[1][1]) == world.listener.words(done.item_id)
     assert max(world.times(Play)) <= world.times(ResponseDone)[0]
+
+
+def test_a_request_that_waits_for_words_can_be_cancelled() -> None:
+    world = World(vad=None, delays=Delays(stt_s=1.0))
+    world.speaks(1.0, "what is the time")
+    world.tell(AudioCommitted())
+    world.tell(ResponseRequested(metadata=(("key", "value"),)))
+    assert world.all(ResponseStarted) == []
+    started, _, done = world.tell(CancelRequested())
+    assert isinstance(started, ResponseStarted)
+    assert isinstance(done, ResponseDone)
+    assert (done.response_id, done.outcome) == (started.response_id, "client_cancelled")
+    assert done.metadata == (("key", "value"),)
+    world.is_silent(4.0)
+    assert world.history() == [("user", "what is the time")]
+    assert world.all(Generate) == []
+    assert world.agent is AgentState.IDLE
+    world.tell(ResponseRequested())
+    world.is_silent(8.0)
+    assert world.outcomes() == ["client_cancelled", "completed"]
+
+
+def test_a_cancelled_request_takes_the_servers_own_answer_with_it() -> None:
+    """One answer would have served both."""
+    world = World(delays=Delays(stt_s=1.0))
+    world.speaks(0.5, "what is the time")
+    world.until(lambda: world.all(TurnCommitted))
+    world.tell(ResponseRequested())
+    world.tell(CancelRequested())
+    world.is_silent(4.0)
+    assert [item for _, item in world.history()] == ["what is the time"]
+    assert world.outcomes() == ["client_cancelled"]
+    assert world.agent is AgentState.IDLE
+    world.asks("and now")
+    world.is_silent(8.0)
+    assert world.outcomes() == ["client_cancelled", "completed"]
+
+
+def test_a_failed_transcription_whose_answer_was_cancelled_is_told_once() -> None:
+    world = World(delays=Delays(stt_s=1.0))
+    world.failing["stt"] = 2
+    world.speaks(0.5, "what is the time")
+    world.until(lambda: world.all(TurnCommitted))
+    world.tell(ResponseRequested())
+    world.tell(CancelRequested())
+    world.is_silent(4.0)
+    assert len(world.all(TranscriptFailed)) == 1
+    assert world.outcomes() == ["client_cancelled"]
+
+
+def test_a_waiting_request_is_not_cancelled_by_the_id_of_another() -> None:
+    world = World(vad=None, delays=Delays(stt_s=1.0))
+    world.speaks(1.0, "what is the time")
+    world.tell(AudioCommitted())
+    world.tell(ResponseRequested())
+    [refused] = world.tell(CancelRequested(ResponseId("resp_0_999"), "event_1"))
+    assert isinstance(refused, Refused)
+    assert refused.code == "response_cancel_not_active"
+    world.is_silent(8.0)
+    assert world.outcomes() == ["completed"]
 
 
 def test_there_is_nothing_to_cancel_when_no_response_is_under_way() -> None:

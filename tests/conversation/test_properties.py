@@ -31,6 +31,7 @@ from serve_app.conversation.commands import (
     InsertSilence,
     ItemTruncated,
     Play,
+    Prefill,
     Refused,
     ResponseDone,
     ResponseStarted,
@@ -67,6 +68,7 @@ from serve_app.conversation.events import (
     SegmentId,
     ServerVad,
     SessionConfigured,
+    Settings,
     SpeechSynthesized,
     SynthesisFailed,
     SynthesisFinished,
@@ -121,6 +123,12 @@ class Referee:
         self._dropped: set[ResponseId] = set()
         self._begun: set[ItemId] = set()
         """Items of the responses that the client was told of."""
+        self._wordless: set[ItemId] = set()
+        """Committed turns whose words are not known yet."""
+        self._excused: set[ItemId] = set()
+        """Those of them whose answer the client has cancelled."""
+        self._last_prompt: Prefill | None = None
+        """Of the model, if all it was asked since it read it is nothing."""
 
     def watch(self, command: Command) -> None:
         previous, self._previous = self._previous, command
@@ -138,6 +146,8 @@ class Referee:
                 self._started(command, previous)
             case Play() | Generate() | Synthesize() | TranscriptDelta():
                 self._is_for_the_open_response(command)
+            case Prefill():
+                self._read_ahead(command)
             case ResponseDone():
                 self._ended(command)
             case TranscriptCompleted():
@@ -200,6 +210,23 @@ class Referee:
         self._grown[grown.item_id] = self._grown.get(grown.item_id, "") + grown.delta
         self.reached["shown while spoken"] += 1
 
+    def _read_ahead(self, prefill: Prefill) -> None:
+        conversation = self.world.conversation
+        assert self.open is None, "no answer has to share the model with it"
+        assert not self.is_requested
+        assert not self._wordless
+        assert not self.is_unanswered or self._has_floor
+        assert prefill.messages == conversation.history.messages(conversation.settings.instructions)
+        assert prefill != self._last_prompt, "nothing is read twice"
+        self._last_prompt = prefill
+        self.reached["read ahead"] += 1
+
+    def cancels_request(self) -> None:
+        """The client takes back what it asked for, before it was begun."""
+        self.is_requested = self.is_unanswered = False
+        self._excused |= self._wordless
+        self.reached["withdrawn"] += 1
+
     def _words_known(self, completed: TranscriptCompleted) -> None:
         assert completed.item_id not in self._put_into_words, "once"
         self._put_into_words.add(completed.item_id)
@@ -210,7 +237,8 @@ class Referee:
         start, stop = self._turn_spans.get(completed.item_id, (0, 0))
         assert words >= set(self.world.said_between(start, stop)), "no word of a turn is lost"
         vad = self.world.conversation.settings.turn_detection
-        is_answered = vad is not None and vad.create_response
+        is_answered = vad is not None and vad.create_response and completed.item_id not in self._excused
+        self._wordless.discard(completed.item_id)
         if completed.text and completed.item_id in self.world.conversation.history and is_answered:
             self.is_unanswered = True
 
@@ -229,14 +257,16 @@ class Referee:
                 self._has_floor = False
             case SettingsChanged(settings):
                 self._has_floor &= settings.turn_detection is not None
+            case TranscriptFailed(item_id):
+                self._wordless.discard(item_id)
+                self._put_into_words.add(item_id)
             case TurnCommitted(item_id):
+                self._wordless.add(item_id)
                 self.reached["committed by the client"] += item_id not in self._turn_spans
             case Transcribe(transcription_id, is_interim=True):
                 self._interims.add(transcription_id)
             case CancelTranscription(transcription_id):
                 self.reached["speech resumed"] += transcription_id not in self._interims
-            case TranscriptFailed(item_id):
-                self._put_into_words.add(item_id)
             case InsertSilence():
                 self.reached["input stalled"] += 1
 
@@ -251,6 +281,7 @@ class Referee:
         assert self.is_requested or has_failed or not self._has_floor, "the user is not talked over"
         self.open = started
         self._begun.add(started.item_id)
+        self._last_prompt = None
         self.is_unanswered = self.is_requested = False
 
     def _ended(self, done: ResponseDone) -> None:
@@ -309,6 +340,7 @@ class Talk(RuleBasedStateMachine):
 
     @initialize(
         at_pause=st.booleans(),
+        prefill_after_s=st.sampled_from([0.0, 1 / 8, 1 / 8]),
         socket_s=st.sampled_from([0.0, 0.0, 1 / 16, 1 / 2]),
         stt_s=st.sampled_from([0.0, 1 / 8, 1.0]),
         first_token_s=st.sampled_from([0.0, 1 / 8, 1.0]),
@@ -319,7 +351,13 @@ class Talk(RuleBasedStateMachine):
         opinion=st.sampled_from([None, 0.0, 1.0]),
     )
     def begin(
-        self, at_pause: bool, drafts: int, interim_s: float, opinion: float | None, **delays: float
+        self,
+        at_pause: bool,
+        prefill_after_s: float,
+        drafts: int,
+        interim_s: float,
+        opinion: float | None,
+        **delays: float,
     ) -> None:
         parameters = Parameters(
             playout_lead_s=LEAD_S,
@@ -328,11 +366,17 @@ class Talk(RuleBasedStateMachine):
             drafts_per_turn=drafts,
             interim_s=interim_s,
             judges_turns=opinion is not None,
+            prefill_after_s=prefill_after_s,
         )
-        self.world = World(parameters=parameters, delays=Delays(token_gap_s=1 / 64, **delays))
+        self.world = World(
+            parameters=parameters,
+            settings=Settings(instructions="Be brief."),
+            delays=Delays(token_gap_s=1 / 64, **delays),
+        )
         self.world.opinion = opinion
         self.referee = Referee(self.world)
         self.world.on_command = self.referee.watch
+        self.world.tick()  # as a session does when it starts
         self.words = (f"w{i}" for i in count(1))
         Talk.reached["conversations"] += 1
 
@@ -372,8 +416,8 @@ class Talk(RuleBasedStateMachine):
     @rule(
         frames=st.integers(0, 20),
         has_words=st.booleans(),
-        is_tail=st.booleans(),
-        audio_end_ms=st.sampled_from([None, None, 0, 500, 99_000]),
+        is_tail=st.sampled_from([True, False, True]),
+        audio_end_ms=st.sampled_from([None, None, 0, 500, 99_000, 99_000]),
     )
     def the_user_barges_in(
         self, frames: int, has_words: bool, is_tail: bool, audio_end_ms: int | None
@@ -403,9 +447,16 @@ class Talk(RuleBasedStateMachine):
 
     # --- the client ---
 
-    @rule()
-    def the_client_commits(self) -> None:
+    @rule(takes_request_back=st.booleans())
+    def the_client_commits(self, takes_request_back: bool) -> None:
+        """And may ask for an answer and take that back while it waits for words."""
+        if takes_request_back:
+            self.world.speaks(1 / 2, next(self.words))
         self.world.tell(AudioCommitted())
+        if takes_request_back and self.referee.open is None:
+            self.the_client_asks_for_a_response(None)
+            if self.referee.open is None and self.referee.is_requested:
+                self._cancel_request()
 
     @rule()
     def the_client_clears_its_audio(self) -> None:
@@ -425,11 +476,21 @@ class Talk(RuleBasedStateMachine):
         ids = [None, *current, *sorted(self.referee.done)[-2:], ResponseId("resp_0_999")]
         response_id = data.draw(st.sampled_from(ids))
         was_open = self.referee.open
+        if self.referee.is_requested and was_open is None and response_id is None:
+            self._cancel_request()
+            return
         self.world.tell(CancelRequested(response_id))
         is_granted = was_open is not None and response_id in (None, was_open.response_id)
         assert self.world.all(Refused) or is_granted
         if is_granted:
             assert was_open.response_id in self.referee.done
+
+    def _cancel_request(self) -> None:
+        self.referee.cancels_request()
+        self.referee.is_requested = True  # for the response that is opened to be cancelled
+        commands = self.world.tell(CancelRequested())
+        ends = [c for c in commands if isinstance(c, ResponseStarted | ResponseDone)]
+        assert [type(c) for c in ends] == [ResponseStarted, ResponseDone]
 
     @rule(data=st.data(), audio_end_ms=st.sampled_from([-1, 0, 100, 250, 700, 1000, 2000, 99_000]))
     def the_client_truncates(self, data: st.DataObject, audio_end_ms: int) -> None:
@@ -482,9 +543,14 @@ class Talk(RuleBasedStateMachine):
             ]
         ),
         modality=st.sampled_from(["audio", "audio", "text"]),
+        instructions=st.sampled_from(["Be brief.", "Be brief.", "Be long.", ""]),
     )
-    def the_client_configures_the_session(self, vad: ServerVad | None, modality: str) -> None:
-        changed = replace(self.world.conversation.settings, turn_detection=vad, modality=modality)
+    def the_client_configures_the_session(
+        self, vad: ServerVad | None, modality: str, instructions: str
+    ) -> None:
+        changed = replace(
+            self.world.conversation.settings, turn_detection=vad, modality=modality, instructions=instructions
+        )
         self.world.tell(SessionConfigured(changed))
 
     def _item_ids(self) -> st.SearchStrategy[ItemId]:
@@ -623,5 +689,7 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "draft confirmed",
         "draft dropped",
         "shown while spoken",
+        "read ahead",
+        "withdrawn",
     ]
     assert {name: Talk.reached[name] for name in expected if Talk.reached[name] < 2} == {}

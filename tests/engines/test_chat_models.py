@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from deployments.interfaces import BadRequest, ChatMessage, ChatModel, Sampling
+from deployments.interfaces import BadRequest, ChatMessage, ChatModel, EngineBusy, Prefilling, Sampling
 
 from .factories import CHAT_MODELS, ChatModelFactory
 from .support import RELEASE_S, cancelled_after, collected
@@ -90,3 +90,32 @@ async def test_no_messages_is_a_bad_request(engine: ChatModel) -> None:
     with pytest.raises(BadRequest) as raised:
         await collected(engine.generate([], sampling=GREEDY))
     assert raised.value.stage == "llm"
+
+
+async def test_what_was_read_ahead_changes_no_answer(
+    engine: ChatModel, factory: ChatModelFactory, messages: list[ChatMessage]
+) -> None:
+    assert isinstance(engine, Prefilling)
+    await engine.prefill(messages[:1], sampling=GREEDY)
+    await engine.prefill(messages, sampling=GREEDY)
+    warm = await collected(engine.generate(messages, sampling=GREEDY))
+    cold = await collected(factory.build().generate(messages, sampling=GREEDY))
+    assert [delta.text for delta in warm] == [delta.text for delta in cold]
+
+
+async def test_an_answer_goes_before_what_is_read_ahead(
+    engine: ChatModel, messages: list[ChatMessage]
+) -> None:
+    assert isinstance(engine, Prefilling)
+    stream = cast("Any", engine.generate(messages, sampling=Sampling(max_tokens=400, temperature=0.0)))
+    async with aclosing(stream):
+        await anext(stream)
+        with pytest.raises(EngineBusy):
+            await engine.prefill(messages, sampling=GREEDY)
+    await engine.prefill(messages, sampling=GREEDY)
+
+
+async def test_reading_ahead_can_be_cancelled(engine: ChatModel, messages: list[ChatMessage]) -> None:
+    assert isinstance(engine, Prefilling)
+    assert await cancelled_after(0.0, engine.prefill(messages, sampling=GREEDY)) < RELEASE_S
+    assert await collected(engine.generate(messages, sampling=GREEDY))

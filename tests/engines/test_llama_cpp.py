@@ -14,8 +14,8 @@ import pytest
 
 from deployments import models
 from deployments.engines import create
-from deployments.engines.llama_cpp import LlamaCppChatModel, _trained_context
-from deployments.interfaces import BadRequest, ChatDelta, ChatMessage, EngineFailed, Sampling
+from deployments.engines.llama_cpp import LlamaCppChatModel, _Generation, _trained_context
+from deployments.interfaces import BadRequest, ChatDelta, ChatMessage, EngineBusy, EngineFailed, Sampling
 from deployments.options import LlmOptions
 
 from .support import RELEASE_S, cancelled_after, collected
@@ -250,3 +250,70 @@ async def test_weights_that_are_not_here_name_the_remedy(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EngineFailed, match="voice-serve models pull"):
         create(LlmOptions(engine="llama_cpp", model=models.DEFAULT_CHAT_MODEL))
+
+
+# --- reading ahead --------------------------------------------------------------------------------------------------
+
+RULES = " ".join(f"Rule {n}: the guest in room {n} takes tea at {n} o'clock." for n in range(30))
+QUESTION = ChatMessage("user", "When do I get my tea?")
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """What the library says of each prompt that is being read: how much there is, was known, and has been read."""
+    seen: list[dict[str, int]] = []
+    on_chunk = _Generation.on_chunk
+
+    def spy(self: _Generation, chunk: str) -> bool:
+        if found := json.loads(chunk).get("prompt_progress"):
+            seen.append(found)
+        return on_chunk(self, chunk)
+
+    monkeypatch.setattr(_Generation, "on_chunk", spy)
+    return seen
+
+
+async def test_a_question_finds_what_was_read_before_it(
+    engine: LlamaCppChatModel, progress: list[dict[str, int]]
+) -> None:
+    for name, is_read in (("one", False), ("two", True)):
+        system = ChatMessage("system", f"{name}. {RULES}")
+        if is_read:
+            await engine.prefill([system], sampling=Sampling(max_tokens=16))
+        progress.clear()
+        await collected(engine.generate([system, QUESTION], sampling=Sampling(max_tokens=16)))
+        unread = progress[-1]["total"] - progress[0]["cache"]
+        assert (unread < 40) == is_read, f"{unread} of {progress[-1]['total']}"
+
+
+async def test_a_question_in_the_middle_of_reading_goes_on_from_there(
+    engine: LlamaCppChatModel, progress: list[dict[str, int]]
+) -> None:
+    system = ChatMessage("system", f"three. {RULES}")
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(_is_put_off(engine, system))
+        async with asyncio.timeout(60):
+            while not progress or progress[-1]["processed"] < 128:
+                await asyncio.sleep(0.001)
+        read = progress[-1]["processed"]
+        progress.clear()
+        await collected(engine.generate([system, QUESTION], sampling=Sampling(max_tokens=16)))
+    assert reading.result()
+    assert progress[-1]["cache"] >= read - 1
+
+
+async def _is_put_off(engine: LlamaCppChatModel, system: ChatMessage) -> bool:
+    with pytest.raises(EngineBusy):
+        await engine.prefill([system], sampling=Sampling(max_tokens=16))
+    return True
+
+
+async def test_a_model_that_wants_a_user_in_the_prompt_is_given_one(
+    engine: LlamaCppChatModel, progress: list[dict[str, int]]
+) -> None:
+    """And what follows an answer is read as the template tells it when it has been followed."""
+    told = [ChatMessage("system", RULES), QUESTION, ChatMessage("assistant", "At five.")]
+    await engine.prefill(told, sampling=Sampling(max_tokens=16))
+    progress.clear()
+    await collected(engine.generate([*told, ChatMessage("user", "Thanks.")], sampling=Sampling(max_tokens=4)))
+    assert progress[-1]["total"] - progress[0]["cache"] < 16

@@ -51,7 +51,7 @@ from serve_app.conversation.commands import ResponseDone
 from serve_app.conversation.events import Event, Settings
 from serve_app.realtime.session_config import AudioFormat, SessionConfig
 from serve_app.session.session import Ending, Session, SessionOptions
-from serve_app.session.stages import Engines
+from serve_app.session.stages import Engines, PrefillOutcome
 from serve_app.session.transport import ConnectionLost
 
 from .virtual import the_loop
@@ -224,6 +224,7 @@ class Recorder:
         self.facts: list[tuple[Event | None, float]] = []
         self.drafts: list[int | None] = []
         self.transcripts: list[tuple[str, Any]] = []
+        self.prefills: list[PrefillOutcome] = []
 
     def turn_done(self, session_id: str, done: ResponseDone) -> None:
         self.done.append(done)
@@ -233,6 +234,9 @@ class Recorder:
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         self.drafts.append(wasted_tokens)
+
+    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None:
+        self.prefills.append(outcome)
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         self.facts.append((event, now))
