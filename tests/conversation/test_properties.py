@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from serve_app.conversation.commands import (
+    CallMade,
     CancelTranscription,
     Command,
     Generate,
@@ -47,6 +48,9 @@ from serve_app.conversation.events import (
     AudioCleared,
     AudioCommitted,
     AudioSent,
+    Call,
+    CallGenerated,
+    CallId,
     CancelRequested,
     ChunkId,
     Closed,
@@ -63,10 +67,13 @@ from serve_app.conversation.events import (
     SegmentId,
     ServerVad,
     SessionConfigured,
+    Settings,
     SpeechSynthesized,
     SynthesisFailed,
     SynthesisFinished,
     TokensGenerated,
+    Tool,
+    ToolChoice,
     TranscriptFinished,
     TranscriptionFailed,
     TranscriptionId,
@@ -95,6 +102,8 @@ class Referee:
         self.is_unanswered = False
         """There are words of the user that the server is to answer, and it has not begun to."""
         self.is_requested = False
+        self.made: list[CallMade] = []
+        """Every call that was told."""
         self._previous: Command | None = None
         self._generations: Counter[ResponseId] = Counter()
         self._has_floor = False
@@ -122,8 +131,24 @@ class Referee:
     def _is_for_the_open_response(self, command: Play | Generate | Synthesize | TranscriptDelta) -> None:
         assert self.open is not None
         assert command.response_id == self.open.response_id, "nothing is done for a response that is over"
+        if isinstance(command, Generate):
+            self._is_well_formed(command)
         self._generations[command.response_id] += isinstance(command, Generate)
         assert self._generations[command.response_id] <= 2, "one retry"
+
+    def _is_well_formed(self, command: Generate) -> None:
+        """As servers and chat templates want it: each call is followed by its output, and no output comes alone."""
+        assert not command.must_call or command.tools
+        awaited: list[str] = []
+        for message in command.messages:
+            if message.role == "tool":
+                assert message.output_of == awaited.pop(0), "another output than the call's"
+            else:
+                assert not awaited, "a call without its output"
+                assert message.text or message.calls, "a message that says nothing"
+                assert message.role == "assistant" or not message.calls
+                awaited = [call.call_id for call in message.calls]
+        assert not awaited, "a call without its output"
 
     def _words_known(self, completed: TranscriptCompleted) -> None:
         words = set(completed.text.split())
@@ -174,6 +199,7 @@ class Referee:
         self.reached["retried"] += self._generations[done.response_id] > 1 and done.outcome == "completed"
         is_audio = self.open.modality == "audio"
         self.open = None
+        self._told(done)
         if is_audio:
             self.spoken.add(done.item_id)
         if done.outcome != "interrupted":
@@ -185,9 +211,22 @@ class Referee:
             assert done.heard.text.split() == heard
         vad = self.world.conversation.settings.turn_detection
         assert vad.interrupt_response
-        if not heard and vad.create_response and self.world.conversation.history.last_role() == "user":
+        is_unanswered = self.world.conversation.history.last_role() in ("user", "tool")
+        if not heard and vad.create_response and is_unanswered:
             self.is_unanswered = True
             self.reached["owed again"] += 1
+
+    def _told(self, done: ResponseDone) -> None:
+        """Calls are told at the end of an answer that was not cut, once each, and are in the history then."""
+        if done.outcome not in ("completed", "incomplete"):
+            assert done.calls == ()
+        history = self.world.conversation.history
+        for made in done.calls:
+            assert history.get(made.item.item_id) == made.item
+            assert made.call.call_id not in {before.call.call_id for before in self.made}
+            self.made.append(made)
+            self.reached["called"] += 1
+            self.reached["called after words"] += bool(done.text)
 
     def heard(self, item_id: ItemId) -> list[str]:
         """The words of an answer as the listener heard them, or as the client said that it did."""
@@ -225,7 +264,8 @@ class Talk(RuleBasedStateMachine):
     )
     def begin(self, at_pause: bool, **delays: float) -> None:
         parameters = Parameters(playout_lead_s=LEAD_S, max_turn_s=4.0, transcribe_at_pause=at_pause)
-        self.world = World(parameters=parameters, delays=Delays(token_gap_s=1 / 64, **delays))
+        tools = Settings(tools=(Tool("f"), Tool("g")))
+        self.world = World(settings=tools, parameters=parameters, delays=Delays(token_gap_s=1 / 64, **delays))
         self.referee = Referee(self.world)
         self.world.on_command = self.referee.watch
         self.words = (f"w{i}" for i in count(1))
@@ -296,7 +336,33 @@ class Talk(RuleBasedStateMachine):
         self.world.failing[stage] = times
         self.world.is_failure_retryable = not is_final
 
+    @rule(calls=st.sampled_from([(), ("f",), ("f", "g")]), reply=st.sampled_from(["", SHORT]))
+    def the_model_will_call(self, calls: tuple[str, ...], reply: str) -> None:
+        self.world.calls, self.world.reply = calls, reply
+
     # --- the client ---
+
+    @rule(
+        output=st.sampled_from(["done", ""]),
+        place=st.sampled_from(["end", "root"]),
+        asks=st.booleans(),
+        is_wrong=st.booleans(),
+    )
+    def the_client_gives_an_output(self, output: str, place: str, asks: bool, is_wrong: bool) -> None:
+        history = self.world.conversation.history
+        ids = [made.call.call_id for made in self.referee.made]
+        call_id = CallId("unknown") if is_wrong or not ids else ids[-1]
+        is_welcome = history.call(call_id) is not None and not history.has_output(call_id)
+        before = ItemId("root") if place == "root" else None
+        told = self.world.tell(ItemCreated("tool", output, None, before, output_of=call_id))
+        assert any(isinstance(command, Refused) for command in told) != is_welcome
+        self.referee.reached["output given"] += is_welcome
+        if asks and is_welcome:
+            self.the_client_asks_for_a_response(None)
+
+    @rule()
+    def the_client_makes_a_call(self) -> None:
+        self.world.tell(ItemCreated("assistant", "", call=Call(CallId("mine"), "f", "{}")))
 
     @rule()
     def the_client_commits(self) -> None:
@@ -376,9 +442,22 @@ class Talk(RuleBasedStateMachine):
             ]
         ),
         modality=st.sampled_from(["audio", "audio", "text"]),
+        choice=st.sampled_from(
+            [
+                ToolChoice(),
+                ToolChoice("none"),
+                ToolChoice("required"),
+                ToolChoice(function="f"),
+                ToolChoice(function="h"),
+            ]
+        ),
     )
-    def the_client_configures_the_session(self, vad: ServerVad | None, modality: str) -> None:
-        changed = replace(self.world.conversation.settings, turn_detection=vad, modality=modality)
+    def the_client_configures_the_session(
+        self, vad: ServerVad | None, modality: str, choice: ToolChoice
+    ) -> None:
+        changed = replace(
+            self.world.conversation.settings, turn_detection=vad, modality=modality, tool_choice=choice
+        )
         self.world.tell(SessionConfigured(changed))
 
     def _item_ids(self) -> st.SearchStrategy[ItemId]:
@@ -408,6 +487,7 @@ class Talk(RuleBasedStateMachine):
                 TranscriptFinished(TranscriptionId(999), "ghost"),
                 TranscriptionFailed(TranscriptionId(999), BROKEN),
                 TokensGenerated(ResponseId("resp_0_999"), "ghost"),
+                CallGenerated(ResponseId("resp_0_999"), None, "f", "{}"),
                 GenerationFinished(ResponseId("resp_0_999"), "stop", None),
                 GenerationFailed(ResponseId("resp_0_999"), BROKEN),
                 SpeechSynthesized(ResponseId("resp_0_999"), SegmentId(1), ChunkId(99_999), 1.0),
@@ -463,7 +543,7 @@ class Talk(RuleBasedStateMachine):
     def _everything_comes_to_rest(self) -> None:
         """Whatever came before: once the user is silent and the engines work, all that is owed is given."""
         self.world.failing.clear()
-        self.world.reply = SHORT
+        self.world.reply, self.world.calls = SHORT, ()
         self.world.is_silent(1.0)
         self.world.until(lambda: self.world.agent is AgentState.IDLE, within_s=60.0)
         self.world.wait(2.0)
@@ -512,5 +592,8 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "speech resumed",
         "input stalled",
         "late news",
+        "called",
+        "called after words",
+        "output given",
     ]
     assert {name: Talk.reached[name] for name in expected if Talk.reached[name] < 2} == {}
