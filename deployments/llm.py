@@ -6,7 +6,16 @@ from typing import Any
 from ray import serve
 
 from .engines import create
-from .interfaces import ChatDelta, ChatMessage, ChatModel, EngineInfo, HealthChecked, Sampling
+from .interfaces import (
+    NO_TOOLS,
+    ChatDelta,
+    ChatMessage,
+    ChatModel,
+    EngineInfo,
+    HealthChecked,
+    Sampling,
+    Tools,
+)
 from .options import LlmOptions
 from .replica import Replica, closing
 
@@ -23,10 +32,10 @@ class LanguageModel(Replica):
             await self._engine.check_health()
 
     async def generate(
-        self, messages: Sequence[ChatMessage], sampling: Sampling
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
         with self.statistics.call():
-            async with closing(self._engine.generate(messages, sampling=sampling)) as deltas:
+            async with closing(self._engine.generate(messages, sampling=sampling, tools=tools)) as deltas:
                 async for delta in deltas:
                     yield delta
 

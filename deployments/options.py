@@ -35,6 +35,9 @@ class ScriptedLlm:
     answers: tuple[str, ...] = ()
     """Given in turn, one a call; empty: one built-in answer of `answer_words` numbered words."""
     answer_words: int = 40
+    calls: tuple[str, ...] = ()
+    """Arguments, JSON: where tools are offered, an answer to anything but a tool's output ends with these calls, each of
+    the first tool. Where a call is demanded it is made anyway, with "{}". "{output}" in an answer is the last output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class LlmOptions:
     temperature: float = 0.7
     top_p: float = 0.95
     threads: int = 1
+    chat_template: str = ""
+    """llama_cpp: path of a Jinja template in place of the model's own, for instance one that knows tools."""
     context_tokens: int | None = None
     """The window of one conversation, prompt and answer; its oldest turns are dropped to stay in it. None: llama_cpp
     takes 4,096, sglang what the model has; with openai_compatible nothing is dropped, and the server may refuse."""

@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import httpx
 
-from deployments import context, gguf, models
+from deployments import context, gguf, models, openai_chat
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -31,6 +32,8 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import DEFAULT_CONTEXT_TOKENS, LlmOptions
@@ -41,6 +44,7 @@ waits. 1,235 tokens took 6.0 s at 64, 5.9 s at 256 and 6.0 s at 2,048 (SmolLM2-1
 _PROMPT_CACHE_MIB = 512
 """Memory for the prompts of conversations that have no slot now; the library's default is 8 GiB."""
 _QUIET = -1
+_LONGEST_REASON = 300
 _COUNT_S = 5.0
 """Seconds that counting may take; 14,000 tokens take 35 ms."""
 
@@ -50,7 +54,7 @@ class LlamaCppChatModel:
 
     The same messages with the same seed give the same answer. The oldest turns are dropped to stay in the context;
     raises BadRequest when the newest does not fit alone, and an answer that fills it ends with `length`. Reasoning,
-    where a model has it, is turned off.
+    where a model has it, is turned off. Functions are called by models whose chat template knows tools.
     """
 
     def __init__(self, options: LlmOptions) -> None:
@@ -69,16 +73,22 @@ class LlamaCppChatModel:
         )
         self._slots = ThreadPoolExecutor(options.parallel, thread_name_prefix="llama")
         self._warm_up(options.system_prompt)
+        self._can_call = self._template_knows_tools()
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
+        if tools.offered and not self._can_call:  # llama.cpp would drop them without a word
+            message = (
+                "this model's chat template does not know tools; take another, or write llm.chat_template"
+            )
+            raise ToolsNotSupported(message, stage="llm", engine="llama_cpp")
         if not messages or sampling.max_tokens < 1:
             message = f"{len(messages)} messages, {sampling.max_tokens} tokens: at least one of each"
             raise BadRequest(message, stage="llm", engine="llama_cpp")
         loop = asyncio.get_running_loop()
         generation = _Generation(loop)
-        call = loop.run_in_executor(self._slots, self._run, messages, sampling, generation)
+        call = loop.run_in_executor(self._slots, self._run, messages, sampling, tools, generation)
         try:
             while (item := await generation.items.get()) is not None:
                 if isinstance(item, EngineError):
@@ -109,10 +119,14 @@ class LlamaCppChatModel:
         params.n_threads_http = 1
         params.ui = False
         params.verbosity = _QUIET
+        if options.chat_template:
+            params.chat_template = _template(options.chat_template)
         try:
             return xllamacpp.Server(params)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             message = f"{path.name} cannot be loaded: llama.cpp does not know this model, or memory is short"
+            if options.chat_template:
+                message += f"; or {options.chat_template} is no chat template"
             raise self._failed(message) from error
 
     def _warm_up(self, system_prompt: str) -> None:
@@ -132,7 +146,20 @@ class LlamaCppChatModel:
         if errors:
             raise self._failed(f"the first answer failed: {errors[0].message}") from errors[0]
 
-    def _run(self, messages: Sequence[ChatMessage], sampling: Sampling, generation: "_Generation") -> None:
+    def _template_knows_tools(self) -> bool:
+        try:
+            facts = self._http.get("/props").raise_for_status().json()
+        except httpx.HTTPError as error:
+            raise self._failed(f"the model could not be asked ({type(error).__name__})") from error
+        return bool(facts["chat_template_caps"]["supports_tools"])
+
+    def _run(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Tools,
+        generation: "_Generation",
+    ) -> None:
         try:
             if generation.cancelled.is_set():
                 return
@@ -140,20 +167,23 @@ class LlamaCppChatModel:
                 messages,
                 window=self._window,
                 reserve=sampling.max_tokens,
-                count=self._count,
+                count=lambda some: self._count(some, tools),
                 engine="llama_cpp",
             )
-            self._server.handle_chat_completions(json.dumps(_request(kept, sampling)), generation.on_chunk)
+            request = json.dumps(_request(kept, sampling, tools))
+            self._server.handle_chat_completions(request, generation.on_chunk)
         except EngineError as error:
             generation.fail(error)
+        except ValueError as error:  # no grammar can be made of a tool's schema, or the template raised
+            generation.fail(BadRequest(str(error)[:_LONGEST_REASON], stage="llm", engine="llama_cpp"))
         except RuntimeError as error:
             generation.fail(self._failed(f"the generation broke: {error}"))
         finally:
             generation.end()
 
-    def _count(self, messages: Sequence[ChatMessage]) -> int:
+    def _count(self, messages: Sequence[ChatMessage], tools: Tools = NO_TOOLS) -> int:
         """The tokens of a prompt, by the model's own template and tokenizer."""
-        body = _request(messages, Sampling(max_tokens=1))
+        body = _request(messages, Sampling(max_tokens=1), tools)
         try:
             answer = self._http.post("/v1/chat/completions/input_tokens", json=body)
         except httpx.HTTPError as error:
@@ -195,8 +225,11 @@ class _Generation:
         for choice in message["choices"]:
             if reason := choice["finish_reason"]:
                 self._finish_reason = "length" if reason == "length" else "stop"
+            deltas = [ChatDelta("", call=call) for call in openai_chat.call_deltas(choice["delta"])]
             if text := choice["delta"].get("content"):
-                return not self._give(ChatDelta(text))
+                deltas.insert(0, ChatDelta(text))
+            if not all(map(self._give, deltas)):
+                return True
         return False
 
     def fail(self, error: EngineError) -> None:
@@ -219,9 +252,12 @@ class _Generation:
         return True
 
 
-def _request(messages: Sequence[ChatMessage], sampling: Sampling) -> dict[str, object]:
+def _request(
+    messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
+) -> dict[str, object]:
     body: dict[str, object] = {
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
+        "messages": openai_chat.messages_object(messages),
+        **openai_chat.tool_fields(tools),
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -243,6 +279,14 @@ def _error(message: dict[str, Any]) -> EngineError | None:
     kinds: dict[int, type[EngineError]] = {400: BadRequest, 429: EngineBusy, 503: EngineBusy}
     kind = kinds.get(error.get("code", 500), EngineFailed)
     return kind(error.get("message", "unknown error"), stage="llm", engine="llama_cpp")
+
+
+def _template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        message = f"llm.chat_template cannot be read: {error}"
+        raise EngineFailed(message, stage="llm", engine="llama_cpp") from error
 
 
 def _trained_context(path: Path) -> int:

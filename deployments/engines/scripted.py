@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deployments.interfaces import (
+    NO_TOOLS,
     TRANSCRIBER_RATE,
     BadRequest,
     ChatDelta,
@@ -21,6 +22,8 @@ from deployments.interfaces import (
     EngineBusy,
     Sampling,
     SpeechChunk,
+    ToolCallDelta,
+    Tools,
     Transcript,
     Usage,
     WordTime,
@@ -106,18 +109,21 @@ class ScriptedTranscriber(_CountedCalls):
 
 
 class ScriptedChatModel(_CountedCalls):
-    """Gives the `answers` of its options in turn, one word a token, whatever was asked."""
+    """Gives the `answers` of its options in turn, one word a token, whatever was asked; and the `calls`, two pieces each.
+
+    A call's pieces come with the answer's last word, and count as no tokens.
+    """
 
     def __init__(self, options: LlmOptions) -> None:
         super().__init__()
         self._options = options.scripted
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
         if not messages:
             raise BadRequest("no messages", stage="llm", engine="scripted")
-        tokens = re.findall(r"\s*\S+", self._answer())
+        tokens = re.findall(r"\s*\S+", self._answer(messages))
         taken = tokens[: sampling.max_tokens] or [""]
         usage = Usage(sum(len(message.content.split()) for message in messages), len(taken))
         start = asyncio.get_running_loop().time()
@@ -126,14 +132,31 @@ class ScriptedChatModel(_CountedCalls):
                 await _sleep_until(start + self._options.first_token_s + index / self._options.tokens_per_s)
                 if index + 1 < len(taken):
                     yield ChatDelta(token)
+            calls = list(self._calls(messages, tools))
+            if calls:
+                yield ChatDelta(taken[-1])
+                for piece in calls:
+                    yield ChatDelta("", call=piece)
+                taken[-1] = ""
             call.is_complete = True
             yield ChatDelta(taken[-1], "length" if len(taken) < len(tokens) else "stop", usage)
 
-    def _answer(self) -> str:
+    def _answer(self, messages: Sequence[ChatMessage]) -> str:
         answers = self._options.answers
         if not answers:
             return numbered_answer(self._options.answer_words)
-        return answers[self.started % len(answers)]  # `started` counts the calls before this one
+        answer = answers[self.started % len(answers)]  # `started` counts the calls before this one
+        outputs = [message.content for message in messages if message.role == "tool"]
+        return answer.replace("{output}", outputs[-1] if outputs else "")
+
+    def _calls(self, messages: Sequence[ChatMessage], tools: Tools) -> Iterator[ToolCallDelta]:
+        if not tools.offered or (messages[-1].role == "tool" and not tools.must_call):
+            return
+        calls = self._options.calls or (("{}",) if tools.must_call else ())
+        for index, arguments in enumerate(calls):
+            call_id, half = f"scripted_{self.started}_{index}", len(arguments) // 2
+            yield ToolCallDelta(index, call_id, tools.offered[0].name, arguments[:half])
+            yield ToolCallDelta(index, arguments=arguments[half:])
 
 
 class ScriptedSynthesizer(_CountedCalls):

@@ -13,9 +13,13 @@
   and contexts together, whether it needs it or not. Left out, SGLang takes nearly all, so it must be given where the
   GPU carries other deployments. Make it so small that they fit even if the engine starts first: what is left must
   hold them and a fifth of the weights on top, for the engine's own activations and CUDA graphs.
+- Calls of functions are text to a model, written in a way of its own: `engine_args.tool_call_parser` names it ("qwen25",
+  "llama3"), and SGLang's parser of that name reads them out of the answer. One that must come is a JSON array, held to
+  the tools' schemas by SGLang's grammar.
 """
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -26,8 +30,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from deployments import context, models
+from deployments import context, models, openai_chat
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -35,6 +40,9 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    ToolCallDelta,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import LlmOptions
@@ -72,6 +80,7 @@ class SglangChatModel:
                 f"{options.model} has no chat template: take an instruct model, or give engine_args.chat_template"
             )
         self._window = _window(self._engine, options)
+        self._call_parser = str(options.engine_args.get("tool_call_parser") or "")
         # One thread: a tokenizer may not be used by two at once, and a long text takes longer than the loop may wait.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="sglang-tokenizer")
         system = [ChatMessage("system", options.system_prompt)] if options.system_prompt else []
@@ -79,16 +88,28 @@ class SglangChatModel:
         self._last_token_at: float | None = None
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
+        if tools.offered and not self._call_parser:
+            message = (
+                "how this model calls functions is not configured: write llm.engine_args.tool_call_parser"
+            )
+            raise ToolsNotSupported(message, stage="llm", engine="sglang")
         if not messages or sampling.max_tokens < 1:
             raise _refused(f"{len(messages)} messages, {sampling.max_tokens} tokens: at least one of each")
         loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling)
-        max_tokens = min(sampling.max_tokens, self._window - len(prompt))
-        async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens))) as deltas:
+        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling, tools)
+        parameters = _parameters(sampling, min(sampling.max_tokens, self._window - len(prompt)))
+        calls = _Calls(tools, self._call_parser) if tools.offered else None
+        if calls is not None:
+            parameters |= calls.constraint()
+        async with aclosing(self._stream(prompt, parameters)) as deltas:
             async for delta in deltas:
-                yield delta
+                if calls is None:
+                    yield delta
+                    continue
+                for piece in calls.read(delta):
+                    yield piece
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine gives no token. The first call warms it up with the system prompt."""
@@ -141,29 +162,75 @@ class SglangChatModel:
         if finish is None:
             raise _failed("the answer broke off")
 
-    def _prompt(self, messages: Sequence[ChatMessage], sampling: Sampling) -> list[int]:
+    def _prompt(self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools) -> list[int]:
         """The tokens of what fits of `messages`."""
         kept = context.fit(
             messages,
             window=self._window,
             reserve=sampling.max_tokens,
-            count=lambda some: len(self._tokens(some)),
+            count=lambda some: len(self._tokens(some, tools)),
             engine="sglang",
         )
-        return self._tokens(kept)
+        return self._tokens(kept, tools)
 
-    def _tokens(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def _tokens(self, messages: Sequence[ChatMessage], tools: Tools = NO_TOOLS) -> list[int]:
         """Raises BadRequest where the model's template refuses them. Reasoning, where a model has it, is turned off."""
         from jinja2 import TemplateError
 
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        conversation = openai_chat.messages_object(messages)
+        for message in conversation:
+            for call in message.get("tool_calls", ()):  # templates write the object: text would be quoted
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        offered = {"tools": openai_chat.tools_object(tools)} if tools.offered else {}
         try:
             tokens = self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_dict=False, enable_thinking=False
+                conversation, add_generation_prompt=True, return_dict=False, enable_thinking=False, **offered
             )
         except TemplateError as error:
             raise _refused(f"the model's chat template refuses the conversation: {error}") from error
         return list(tokens)
+
+
+class _Calls:
+    """The calls in one answer's text, by SGLang's own parsers: what of the text is words, what is a piece of a call."""
+
+    def __init__(self, tools: Tools, parser: str) -> None:
+        from sglang.srt.entrypoints.openai.protocol import Tool
+        from sglang.srt.function_call.function_call_parser import FunctionCallParser
+        from sglang.srt.function_call.json_array_parser import JsonArrayParser
+
+        self._must_call = tools.must_call
+        self._tools = [Tool(**tool) for tool in openai_chat.tools_object(tools)]
+        try:
+            self._parser = FunctionCallParser(self._tools, parser)
+        except ValueError as error:
+            message = f"SGLang has no tool_call_parser {parser!r}"
+            raise ToolsNotSupported(message, stage="llm", engine="sglang") from error
+        self._array = JsonArrayParser()
+
+    def constraint(self) -> dict[str, object]:
+        """What the sampling parameters say of it, as SGLang's server does it."""
+        found = self._parser.get_structure_constraint("required") if self._must_call else None
+        if found is None:
+            return {}
+        kind, value = found
+        return {kind: json.dumps(value) if isinstance(value, dict) else value}
+
+    def read(self, delta: ChatDelta) -> Iterator[ChatDelta]:
+        text, calls = self._parse(delta.text) if delta.text else ("", [])
+        if text:
+            yield ChatDelta(text)
+        for call in calls:
+            yield ChatDelta("", call=ToolCallDelta(call.tool_index, "", call.name or "", call.parameters))
+        if delta.finish_reason:
+            yield ChatDelta("", delta.finish_reason, delta.usage)
+
+    def _parse(self, text: str) -> tuple[str, list[Any]]:
+        if self._must_call:
+            found = self._array.parse_streaming_increment(text, self._tools)
+            return found.normal_text, found.calls
+        words, calls = self._parser.parse_stream_chunk(text)
+        return words, calls
 
 
 def _start(folder: Path, options: LlmOptions) -> Any:

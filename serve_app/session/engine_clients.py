@@ -13,6 +13,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException, RequestCa
 from ray.serve.handle import DeploymentHandle
 
 from deployments.interfaces import (
+    NO_TOOLS,
     ChatDelta,
     ChatMessage,
     EngineBusy,
@@ -21,6 +22,7 @@ from deployments.interfaces import (
     Sampling,
     SpeechChunk,
     Stage,
+    Tools,
     Transcript,
 )
 
@@ -82,9 +84,9 @@ class RemoteChatModel:
         self._generate = handle.options(stream=True, _by_reference=False).generate
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
-        async with cancelling(self._generate.remote(messages, sampling), "llm") as deltas:
+        async with cancelling(self._generate.remote(messages, sampling, tools), "llm") as deltas:
             async for delta in deltas:
                 yield delta
 
