@@ -134,7 +134,8 @@ class ScriptedChatModel(_CountedCalls):
                     yield ChatDelta(token)
             calls = list(self._calls(messages, tools))
             if calls:
-                yield ChatDelta(taken[-1])
+                if taken[-1]:
+                    yield ChatDelta(taken[-1])
                 for piece in calls:
                     yield ChatDelta("", call=piece)
                 taken[-1] = ""

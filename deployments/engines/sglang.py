@@ -14,8 +14,8 @@
   GPU carries other deployments. Make it so small that they fit even if the engine starts first: what is left must
   hold them and a fifth of the weights on top, for the engine's own activations and CUDA graphs.
 - Calls of functions are text to a model, written in a way of its own: `engine_args.tool_call_parser` names it ("qwen25",
-  "llama3"), and SGLang's parser of that name reads them out of the answer. One that must come is a JSON array, held to
-  the tools' schemas by SGLang's grammar.
+  "llama3"), and SGLang's parser of that name reads them out of the answer. Calls that must come are a JSON array
+  instead, held to the tools' schemas by SGLang's grammar.
 """
 
 import asyncio
@@ -100,16 +100,18 @@ class SglangChatModel:
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling, tools)
         parameters = _parameters(sampling, min(sampling.max_tokens, self._window - len(prompt)))
-        calls = _Calls(tools, self._call_parser) if tools.offered else None
-        if calls is not None:
-            parameters |= calls.constraint()
+        reader = self._reader(tools)
+        parameters |= reader.sampling if reader else {}
         async with aclosing(self._stream(prompt, parameters)) as deltas:
             async for delta in deltas:
-                if calls is None:
-                    yield delta
-                    continue
-                for piece in calls.read(delta):
+                for piece in reader.read(delta) if reader else (delta,):
                     yield piece
+
+    def _reader(self, tools: Tools) -> "_NativeCalls | _DemandedCalls | None":
+        """What finds the calls in the model's text; None where there are none to be found."""
+        if not tools.offered:
+            return None
+        return _DemandedCalls(tools) if tools.must_call else _NativeCalls(tools, self._call_parser)
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine gives no token. The first call warms it up with the system prompt."""
@@ -191,46 +193,71 @@ class SglangChatModel:
         return list(tokens)
 
 
-class _Calls:
-    """The calls in one answer's text, by SGLang's own parsers: what of the text is words, what is a piece of a call."""
+class _NativeCalls:
+    """Calls as the model writes them among its words, read out of the text by SGLang's parser for that model."""
 
     def __init__(self, tools: Tools, parser: str) -> None:
         from sglang.srt.entrypoints.openai.protocol import Tool
         from sglang.srt.function_call.function_call_parser import FunctionCallParser
-        from sglang.srt.function_call.json_array_parser import JsonArrayParser
 
-        self._must_call = tools.must_call
-        self._tools = [Tool(**tool) for tool in openai_chat.tools_object(tools)]
+        described = [Tool(**tool) for tool in openai_chat.tools_object(tools)]
         try:
-            self._parser = FunctionCallParser(self._tools, parser)
+            self._parser = FunctionCallParser(described, parser)
         except ValueError as error:
             message = f"SGLang has no tool_call_parser {parser!r}"
             raise ToolsNotSupported(message, stage="llm", engine="sglang") from error
-        self._array = JsonArrayParser()
-
-    def constraint(self) -> dict[str, object]:
-        """What the sampling parameters say of it, as SGLang's server does it."""
-        found = self._parser.get_structure_constraint("required") if self._must_call else None
-        if found is None:
-            return {}
-        kind, value = found
-        return {kind: json.dumps(value) if isinstance(value, dict) else value}
+        self.sampling: dict[str, object] = {"skip_special_tokens": False}
+        """The marks around a call are special tokens in many vocabularies."""
 
     def read(self, delta: ChatDelta) -> Iterator[ChatDelta]:
-        text, calls = self._parse(delta.text) if delta.text else ("", [])
+        if delta.text:
+            yield from self._deltas(self._parser.parse_stream_chunk(delta.text))
+        if delta.finish_reason:
+            yield from self._deltas(self._parser.parse_stream_end())
+            yield ChatDelta("", delta.finish_reason, delta.usage)
+
+    def _deltas(self, parsed: tuple[str, Sequence[Any]]) -> Iterator[ChatDelta]:
+        text, calls = parsed
         if text:
             yield ChatDelta(text)
         for call in calls:
-            yield ChatDelta("", call=ToolCallDelta(call.tool_index, "", call.name or "", call.parameters))
-        if delta.finish_reason:
-            yield ChatDelta("", delta.finish_reason, delta.usage)
+            piece = ToolCallDelta(call.tool_index, name=call.name or "", arguments=call.parameters)
+            yield ChatDelta("", call=piece)
 
-    def _parse(self, text: str) -> tuple[str, list[Any]]:
-        if self._must_call:
-            found = self._array.parse_streaming_increment(text, self._tools)
-            return found.normal_text, found.calls
-        words, calls = self._parser.parse_stream_chunk(text)
-        return words, calls
+
+class _DemandedCalls:
+    """Calls that must come: the whole answer is held to a JSON array of them by SGLang's grammar, for any model."""
+
+    def __init__(self, tools: Tools) -> None:
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": json.loads(tool.parameters)},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in tools.offered
+        ]
+        schema = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+        self.sampling: dict[str, object] = {"json_schema": json.dumps(schema)}
+        self._text = ""
+
+    def read(self, delta: ChatDelta) -> Iterator[ChatDelta]:
+        self._text += delta.text
+        if delta.finish_reason is None:
+            return
+        try:
+            calls = json.loads(self._text)
+        except ValueError:
+            calls = []  # cut by the token limit; or, without a grammar backend, words
+            if delta.finish_reason == "stop":
+                raise _failed(
+                    "a call was demanded and none came: is engine_args.grammar_backend off?"
+                ) from None
+        for index, call in enumerate(calls):
+            piece = ToolCallDelta(index, name=call["name"], arguments=json.dumps(call["arguments"]))
+            yield ChatDelta("", call=piece)
+        yield ChatDelta("", delta.finish_reason, delta.usage)
 
 
 def _start(folder: Path, options: LlmOptions) -> Any:

@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,19 @@ import pytest
 from deployments import models
 from deployments.engines import create
 from deployments.engines.llama_cpp import LlamaCppChatModel, _trained_context
-from deployments.interfaces import BadRequest, ChatDelta, ChatMessage, EngineFailed, Sampling
+from deployments.interfaces import (
+    BadRequest,
+    ChatDelta,
+    ChatMessage,
+    EngineFailed,
+    Sampling,
+    Tool,
+    Tools,
+    ToolsNotSupported,
+)
 from deployments.options import LlmOptions
 
+from .calling import CHAT_TEMPLATE, QUESTION, TOOLS, calls_in
 from .support import RELEASE_S, cancelled_after, collected
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -250,3 +261,50 @@ async def test_weights_that_are_not_here_name_the_remedy(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EngineFailed, match="voice-serve models pull"):
         create(LlmOptions(engine="llama_cpp", model=models.DEFAULT_CHAT_MODEL))
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calling(options: LlmOptions) -> LlamaCppChatModel:
+    engine: LlamaCppChatModel = create(replace(options, chat_template=str(CHAT_TEMPLATE)))
+    return engine
+
+
+async def test_a_model_that_cannot_call_says_so_and_answers_without_tools(engine: LlamaCppChatModel) -> None:
+    with pytest.raises(ToolsNotSupported, match="chat template"):
+        await collected(engine.generate(QUESTION, sampling=Sampling(max_tokens=5), tools=TOOLS))
+    assert await answer(engine, "Hello!")
+
+
+async def test_smollm2_calls_and_goes_on_with_what_came_of_it(calling: LlamaCppChatModel) -> None:
+    sampling = Sampling(max_tokens=60, temperature=0.0, seed=1)
+    deltas = await collected(calling.generate(QUESTION, sampling=sampling, tools=TOOLS))
+    (call,) = calls_in(deltas)
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Rome"})
+    assert sum(delta.call is not None for delta in deltas) > 3, "it comes in pieces"
+    output = ChatMessage("tool", "Rain.", call_id=call.call_id)
+    talk = [*QUESTION, ChatMessage("assistant", "", (call,)), output, ChatMessage("user", "Thank you!")]
+    assert await collected(calling.generate(talk, sampling=sampling))
+
+
+async def test_tools_count_as_the_model_reads_them(calling: LlamaCppChatModel) -> None:
+    deltas = await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=1), tools=TOOLS))
+    assert deltas[-1].usage
+    assert calling._count(QUESTION, TOOLS) == deltas[-1].usage.input_tokens
+    assert calling._count(QUESTION, TOOLS) > calling._count(QUESTION) + 20
+
+
+async def test_a_schema_of_which_no_grammar_can_be_made_is_a_bad_request(calling: LlamaCppChatModel) -> None:
+    nonsense = Tools(
+        (Tool("f", "", '{"type":"object","properties":{"x":{"type":"nonsense"}}}'),), must_call=True
+    )
+    with pytest.raises(BadRequest, match="nonsense"):
+        await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=5), tools=nonsense))
+    assert await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=1), tools=TOOLS))
+
+
+async def test_a_template_that_is_not_there_is_named(options: LlmOptions, tmp_path: Path) -> None:
+    with pytest.raises(EngineFailed, match="llm.chat_template"):
+        create(replace(options, chat_template=str(tmp_path / "none.jinja")))
