@@ -306,5 +306,5 @@ async def test_a_schema_of_which_no_grammar_can_be_made_is_a_bad_request(calling
 
 
 async def test_a_template_that_is_not_there_is_named(options: LlmOptions, tmp_path: Path) -> None:
-    with pytest.raises(EngineFailed, match="llm.chat_template"):
+    with pytest.raises(EngineFailed, match=r"llm\.chat_template"):
         create(replace(options, chat_template=str(tmp_path / "none.jinja")))
