@@ -48,7 +48,6 @@ from serve_app.conversation.events import (
     AudioCleared,
     AudioCommitted,
     AudioSent,
-    Call,
     CallGenerated,
     CallId,
     CancelRequested,
@@ -327,18 +326,18 @@ class Talk(RuleBasedStateMachine):
 
     # --- the engines ---
 
-    @rule(reply=st.sampled_from(REPLIES), finish_reason=st.sampled_from(["stop", "stop", "length"]))
-    def the_model_will_say(self, reply: str, finish_reason: str) -> None:
-        self.world.reply, self.world.finish_reason = reply, finish_reason
+    @rule(
+        reply=st.sampled_from(REPLIES),
+        finish_reason=st.sampled_from(["stop", "stop", "length"]),
+        calls=st.sampled_from([(), (), ("f",), ("f", "g")]),
+    )
+    def the_model_will_say(self, reply: str, finish_reason: str, calls: tuple[str, ...]) -> None:
+        self.world.reply, self.world.finish_reason, self.world.calls = reply, finish_reason, calls
 
     @rule(stage=st.sampled_from(["stt", "llm", "tts"]), times=st.integers(1, 2), is_final=st.booleans())
     def a_stage_will_fail(self, stage: str, times: int, is_final: bool) -> None:
         self.world.failing[stage] = times
         self.world.is_failure_retryable = not is_final
-
-    @rule(calls=st.sampled_from([(), ("f",), ("f", "g")]), reply=st.sampled_from(["", SHORT]))
-    def the_model_will_call(self, calls: tuple[str, ...], reply: str) -> None:
-        self.world.calls, self.world.reply = calls, reply
 
     # --- the client ---
 
@@ -359,10 +358,6 @@ class Talk(RuleBasedStateMachine):
         self.referee.reached["output given"] += is_welcome
         if asks and is_welcome:
             self.the_client_asks_for_a_response(None)
-
-    @rule()
-    def the_client_makes_a_call(self) -> None:
-        self.world.tell(ItemCreated("assistant", "", call=Call(CallId("mine"), "f", "{}")))
 
     @rule()
     def the_client_commits(self) -> None:
@@ -570,7 +565,7 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         Talk,
         settings=settings(
             derandomize=not EXAMPLES,
-            max_examples=EXAMPLES or 400,
+            max_examples=EXAMPLES or 600,
             stateful_step_count=40,
             deadline=None,
             database=None,
