@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev models run test test-sglang lint faults bench clean
+.PHONY: help setup setup-dev turn models run test test-sglang lint faults bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -32,6 +32,10 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Of pipecat only the model in its wheel is used; its dependencies would ask for another protobuf than Ray's.
+turn: setup  ## smart-turn, for turn_taking.smart_turn
+	$(PIP) -c constraints.txt --no-deps pipecat-ai
+
 models: setup  ## fetch the models that config.yaml names
 	$(BIN)/voice-serve models pull
 
@@ -45,7 +49,7 @@ test: setup-dev lint  ## every test that can run on this machine
 	$(BIN)/python -m pytest -m "not ray" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_embedded.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_haproxy.py $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_rest.py tests/serve/test_pipecat.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_transcription.py tests/serve/test_rest.py tests/serve/test_pipecat.py $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ TRANSCRIBER_RATE = 16_000
 DETECTOR_FRAME = 512
 """Samples in one frame of the voice activity detector: 32 ms at 16 kHz."""
 
-Stage = Literal["vad", "stt", "llm", "tts"]
+Stage = Literal["vad", "turn", "stt", "llm", "tts"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -194,6 +194,12 @@ class SpeechDetector(Protocol):
 
     def probability(self, frame: npt.NDArray[np.float32]) -> float:
         """Probability in [0, 1] that `frame`, float32 (512,) at 16 kHz, holds speech. Frames must come in order."""
+        ...
+
+
+class TurnJudge(Protocol):
+    async def completeness(self, pcm: bytes) -> float:
+        """Probability in [0, 1] that the turn is over that `pcm` (16-bit mono at 16 kHz, ends in a pause) holds."""
         ...
 
 

@@ -119,4 +119,10 @@ class TtsOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "torch", "onnx"] = "auto"
     """What computes kokoro. auto: torch on a GPU; on a CPU an ONNX export of the weights, made at the first start."""
+    max_batch: int = 8
+    """kokoro on a GPU: pieces of different callers spoken in one forward at most; 1: never."""
     scripted: ScriptedTts = field(default_factory=ScriptedTts)
+
+    @property
+    def mixes_voices(self) -> bool:
+        return self.engine == "kokoro"

@@ -72,6 +72,46 @@ class Application:
                     return counted
                 await asyncio.sleep(0.02)
 
+    async def until_cancelled(self, deployment: str, *, after: float, within_s: float = 5.0) -> float | None:
+        """When the first call was cancelled that was so after this `last_cancel_at`; None where none was under way.
+
+        Raises TimeoutError.
+        """
+        async with asyncio.timeout(within_s):
+            while True:
+                counted = await self.stats(deployment)
+                if counted["last_cancel_at"] > after:
+                    return counted["last_cancel_at"]
+                if counted["active"] == 0:
+                    return None
+                await asyncio.sleep(0.02)
+
+    def until_empty(self, within_s: float = 30.0) -> None:
+        """Returns once the ingress has no session left. Raises TimeoutError."""
+        deadline = time.monotonic() + within_s
+        while httpx.get(f"{self.http}/healthz", timeout=10).json()["sessions"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError("sessions are still open")
+            time.sleep(0.1)
+
+    def counter(self, name: str) -> float:
+        """A metric of ours as Prometheus would read it from this node, summed over its tags; 0 while it has no value."""
+        [node] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has not typed it
+        text = httpx.get(
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10
+        ).text
+        lines = [
+            line for line in text.splitlines() if line.startswith((f"ray_{name}_total{{", f"ray_{name}{{"))
+        ]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def until_counted(self, name: str, expected: float, within_s: float) -> float:
+        """The metric once it is as expected, or whatever it is after so long: Ray sends them in intervals."""
+        deadline = time.monotonic() + within_s
+        while (found := self.counter(name)) != expected and time.monotonic() < deadline:
+            time.sleep(1.0)
+        return found
+
 
 def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -> dict[str, Any]:
     """The Serve config at `path` with sections of `args` changed, its port, and its proxy mode."""
@@ -79,7 +119,10 @@ def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -
     config["http_options"] = {"host": "127.0.0.1", "port": port}
     [application] = config["applications"]
     for section, values in args.items():
-        application["args"][section] = {**application["args"].get(section, {}), **values}
+        is_section = isinstance(values, Mapping)
+        application["args"][section] = (
+            {**application["args"].get(section, {}), **values} if is_section else values
+        )
     config.pop("controller_options", None)
     application.pop("runtime_env", None)
     if proxy == "haproxy":

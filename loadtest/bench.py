@@ -13,7 +13,9 @@ from . import (
     bench_barge_in,
     bench_cancel,
     bench_churn,
+    bench_drafts,
     bench_espeak_words,
+    bench_gpu,
     bench_soak,
     bench_turns,
     bench_vanish,
@@ -55,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     barge = add("barge-in", run_barge_in, "from onset to silence")
     barge.add_argument("--trials", type=int, default=40)
     barge.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
+    barge.add_argument(
+        "--everything", action="store_true", help="with drafts, interim transcripts and semantic_vad"
+    )
     digits = add("digits", run_digits, "word error rate of live digit strings")
     digits.add_argument("--model", type=Path, default=SHARED / "models" / "whisper-digits-int8")
     digits.add_argument("--sessions", type=int, default=4)
@@ -70,8 +75,37 @@ def parser() -> argparse.ArgumentParser:
     soak = add("soak", run_soak, "callers come and go for a long time")
     soak.add_argument("--sessions", type=int, default=20)
     soak.add_argument("--minutes", type=float, default=15)
+    gpu = add("gpu", run_gpu, "mouth to ear with true dimensions and random weights")
+    gpu.add_argument("--sessions", type=_numbers, default=[1, 8, 32], help="at once (default: 1,8,32)")
+    gpu.add_argument("--turns", type=int, default=5, help="of each session")
+    gpu.add_argument(
+        "--size",
+        choices=("full", "tiny"),
+        default="full",
+        help="full: Whisper large-v3-turbo, Llama 3.1 8B and Kokoro on one GPU; tiny: the same way on a CPU",
+    )
+    drafts = add("drafts", run_drafts, "answers begun ahead of the end of the turn, on and off")
+    drafts.add_argument(
+        "--engines",
+        nargs="+",
+        choices=("scripted", "pocketsphinx", "whisper-digits"),
+        default=["scripted", "pocketsphinx", "whisper-digits"],
+        help="ears; the laptop's have SmolLM2 and espeak with them (default: all)",
+    )
+    drafts.add_argument(
+        "--models", type=Path, default=SHARED / "models", help="folder of the digits' Whisper"
+    )
+    drafts.add_argument("--clips", type=int, default=8, help="recordings, half of them with inner pauses")
+    drafts.add_argument("--drafts", type=int, default=3, help="of a turn, at most, where they are on")
+    drafts.add_argument(
+        "--sessions", type=int, default=1, help="at a time (a laptop's engines share its cores: 1)"
+    )
     add("vanish", run_vanish, "clients that stop reading or are cut off")
     return whole
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def sentences(args: argparse.Namespace) -> dict[str, Audio]:
@@ -98,7 +132,7 @@ def run_turns(args: argparse.Namespace) -> None:
 def run_barge_in(args: argparse.Namespace) -> None:
     # Only where a recording is cut close to the speech is the onset of energy the onset of speech.
     clear = {n: c for n, c in sentences(args).items() if has_onset(c)} if args.sentences else strings(args)
-    bench_barge_in.run(clear, proxy=args.proxy, trials=args.trials)
+    bench_barge_in.run(clear, proxy=args.proxy, trials=args.trials, everything=args.everything)
 
 
 def run_digits(args: argparse.Namespace) -> None:
@@ -127,6 +161,24 @@ def run_churn(args: argparse.Namespace) -> None:
 
 def run_soak(args: argparse.Namespace) -> None:
     bench_soak.run(list(strings(args).values()), args.sessions, args.minutes, args.proxy)
+
+
+def run_gpu(args: argparse.Namespace) -> None:
+    questions = list(strings(args).values())
+    bench_gpu.run(questions, size=args.size, sessions=args.sessions, turns=args.turns, proxy=args.proxy)
+
+
+def run_drafts(args: argparse.Namespace) -> None:
+    for engines in args.engines:
+        bench_drafts.run(
+            engines,
+            strings(args) if engines == "whisper-digits" else sentences(args),
+            count=args.clips,
+            drafts=args.drafts,
+            sessions=args.sessions,
+            proxy=args.proxy,
+            models=args.models,
+        )
 
 
 def run_vanish(args: argparse.Namespace) -> None:

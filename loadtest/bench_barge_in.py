@@ -2,27 +2,36 @@
 
 All times are the caller's, but for the release of the engines: their replicas note when a cancelled call ended, on
 the same machine's monotonic clock.
+
+Each barge-in is answered, and then the same recording is said again into silence: how much later the answer to the
+first comes than that to the second, each from its own end of speech, is what a barge-in costs the turn that it begins.
 """
 
 import asyncio
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from serve_app.audio.pcm import Audio
 
 from .application import SCRIPTED, Application, ProxyMode, application
+from .bench_turns import PAUSE_MS
 from .caller import Caller, caller, onset_s, percentile
 
 PREFIX_MS = 300.0
 FRAME_MS = 32.0
+REST_S = 0.6
+"""Between a cancelled answer and the next turn: what had been sent of it, 300 ms, has been played."""
 BUSY = {
     "llm": {"scripted": {"first_token_s": 0.1, "tokens_per_s": 8, "answer_words": 120}},
     "tts": {"scripted": {"first_audio_s": 0.1, "word_s": 0.3, "realtime_factor": 0.9}},
 }
 """Both engines are still at work whenever the caller breaks in."""
+EVERYTHING = {"turn_taking": {"drafts_per_turn": 3, "interim_ms": 700, "eagerness": "medium"}}
+"""Drafts, interim transcripts and semantic_vad."""
+ENGINES = ("LanguageModel", "TextToSpeech")
+PLAIN = {"turn_taking": {"drafts_per_turn": 0, "interim_ms": 0}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +43,14 @@ class BargeIn:
     """From the arrival of the first frame over the threshold to `speech_started`."""
     stale_chunks: int
     max_ahead: float
-    llm_released: float
-    tts_released: float
-    """From `speech_started` at the caller to the end of the call in its replica; negative: before it arrived."""
+    llm_released: float | None
+    tts_released: float | None
+    """From `speech_started` at the caller to the end of the call in its replica; negative: before it arrived; None: the
+    engine was between two calls."""
+    next_answer: float
+    """From the end of the speech that broke in to the first sound of its answer."""
+    extra_wait: float
+    """How much longer that is than the same speech waits when it breaks into nothing."""
 
 
 async def one_barge_in(
@@ -46,6 +60,7 @@ async def one_barge_in(
     async with caller(app.realtime) as one:
         one.say(question)
         first = await one.until_type("response.output_audio.delta")
+        cancels = {name: (await app.stats(name))["last_cancel_at"] for name in ENGINES}
         await asyncio.sleep(after_s)
         old_item, after = first.event["item_id"], len(one.arrivals)
         spoken = one.say(interruption)
@@ -58,10 +73,27 @@ async def one_barge_in(
             return None
         done = await one.until_type("response.done", after=after)
         assert done.event["response"]["status"] == "cancelled", done.event
-        await asyncio.sleep(0.5)
-        llm, tts = await asyncio.gather(app.until_idle("LanguageModel"), app.until_idle("TextToSpeech"))
+        llm, tts = [await app.until_cancelled(name, after=cancels[name]) for name in ENGINES]
         assert spoken.began_at is not None
-        return _measured(one, old_item, spoken.began_at + onset, started, llm, tts)
+        next_answer = await _answer_wait_ms(one, after)
+        await asyncio.sleep(REST_S)
+        quiet = len(one.arrivals)
+        await one.until_said(one.say(interruption))
+        extra_wait = next_answer - await _answer_wait_ms(one, quiet)
+        onset_at = spoken.began_at + onset
+        return _measured(one, old_item, onset_at, started, llm, tts, next_answer, extra_wait)
+
+
+async def _answer_wait_ms(one: Caller, after: int) -> float:
+    """From the end of the speech that began after so many events to the first sound of its answer, which is then
+    cancelled."""
+    stopped = await one.until_type("input_audio_buffer.speech_stopped", after=after)
+    begun = one.arrivals.index(stopped)
+    sound = await one.until_type("response.output_audio.delta", after=begun)
+    await one.client.send("response.cancel")
+    await one.until_type("response.done", after=begun)
+    stops = [a for a in one.arrivals[begun : one.arrivals.index(sound)] if a.type == stopped.type]
+    return (sound.at - one.sent_at(stops[-1].event["audio_end_ms"] - PAUSE_MS)) * 1000
 
 
 def _measured(
@@ -69,8 +101,10 @@ def _measured(
     old_item: str,
     onset_at: float,
     started: Any,
-    llm: Mapping[str, float],
-    tts: Mapping[str, float],
+    llm_released_at: float | None,
+    tts_released_at: float | None,
+    next_answer: float,
+    extra_wait: float,
 ) -> BargeIn:
     old = [chunk for chunk in one.player.arrivals if chunk.item_id == old_item]
     first_frame_at = one.sent_at(started.event["audio_start_ms"] + PREFIX_MS + FRAME_MS)
@@ -79,8 +113,10 @@ def _measured(
         frame_to_started=(started.at - first_frame_at) * 1000,
         stale_chunks=sum(chunk.is_stale for chunk in old),
         max_ahead=max(chunk.ahead_s for chunk in old) * 1000,
-        llm_released=(llm["last_cancel_at"] - started.at) * 1000,
-        tts_released=(tts["last_cancel_at"] - started.at) * 1000,
+        llm_released=llm_released_at and (llm_released_at - started.at) * 1000,
+        tts_released=tts_released_at and (tts_released_at - started.at) * 1000,
+        next_answer=next_answer,
+        extra_wait=extra_wait,
     )
 
 
@@ -100,16 +136,21 @@ async def all_barge_ins(
     return measured
 
 
-def run(clips: dict[str, Audio], *, proxy: ProxyMode, trials: int, config: Path = SCRIPTED) -> None:
-    with application(config, BUSY, proxy=proxy) as app:
+def run(
+    clips: dict[str, Audio], *, proxy: ProxyMode, trials: int, everything: bool, config: Path = SCRIPTED
+) -> None:
+    """`everything`: with drafts, interim transcripts and semantic_vad."""
+    args = BUSY | (EVERYTHING if everything else PLAIN)
+    with application(config, args, proxy=proxy) as app:
         measured = asyncio.run(all_barge_ins(app, clips, trials))
-        counted = {name: asyncio.run(app.stats(name)) for name in ("LanguageModel", "TextToSpeech")}
-    print(f"{len(measured)} of {trials} interrupted, proxy {proxy}, one session at a time")
+        counted = {name: asyncio.run(app.stats(name)) for name in ENGINES}
+    with_what = "drafts, interims, semantic_vad" if everything else "server_vad, no drafts"
+    print(f"{len(measured)} of {trials} interrupted, proxy {proxy}, {with_what}, one session at a time")
     print(f"{'ms':>22} {'p50':>8} {'p95':>8} {'max':>8}")
-    for field in ("onset_to_last_chunk", "frame_to_started", "max_ahead", "llm_released", "tts_released"):
-        values = [getattr(result, field) for result in measured]
+    for field in (field.name for field in fields(BargeIn) if field.name != "stale_chunks"):
+        values = [value for result in measured if (value := getattr(result, field)) is not None]
         print(
-            f"{field:>22} {percentile(values, 0.5):8.1f} {percentile(values, 0.95):8.1f} {max(values):8.1f}"
+            f"{field:>22} {percentile(values, 0.5):8.1f} {percentile(values, 0.95):8.1f} {max(values, default=float('nan')):8.1f}"
         )
     print(f"old chunks after speech_started: {sum(result.stale_chunks for result in measured)}")
     for name, counts in counted.items():

@@ -2,8 +2,8 @@
 
     python -m loadtest.bench_tts [--model FOLDER] [--torch-threads 1 2] ...
 
-Without `--model` the weights are random, at the true size: time is valid, sound is not. Random durations come out ten
-times too long, so the forward is asked for the speed at which it gives `PHONEMES_A_SECOND`, as speech has. Each backend
+Without `--model` the weights are random, at the true size and with durations as speech has (`bench_models`): time is
+valid, sound is not. Each backend
 and thread count is a process of its own, as a replica is; the median of `--repeats` runs is printed, with the worst.
 
 `--pieces` shows how long a forward takes by its phonemes, which is what another caller may have to wait for, and how
@@ -32,8 +32,8 @@ from deployments.engines.kokoro import SAMPLE_RATE, KokoroSynthesizer
 from deployments.engines.kokoro_backends import Stop, Stopped
 from deployments.options import TtsOptions
 
-PHONEMES_A_SECOND = 15.0
-"""Of the real weights, on English at speed 1."""
+from . import bench_models
+
 TEXTS = {
     5: "Sure, I can do that.",
     15: "Sure, I can do that for you, but it may take me a little while today.",
@@ -46,76 +46,20 @@ PIECES = (25, 50, 100, 150, 250, 500)
 """Phonemes of the forwards that `--pieces` measures."""
 
 
-def full_size_config() -> dict[str, Any]:
-    """Kokoro-82M's config.json, with a vocabulary of the right size."""
-    symbols = ';:,.!?—…"() “”AIOQSTWYabcdefhijklmnopqrstuvwxyzɑɐɒæɔəɚɛɜɟɡɪŋɹɾʃʊʌʒʤʧˈˌːθðᵊᵻ'
-    return {
-        "istftnet": {
-            "upsample_kernel_sizes": [20, 12],
-            "upsample_rates": [10, 6],
-            "gen_istft_hop_size": 5,
-            "gen_istft_n_fft": 20,
-            "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
-            "resblock_kernel_sizes": [3, 7, 11],
-            "upsample_initial_channel": 512,
-        },
-        "dim_in": 64,
-        "dropout": 0.2,
-        "hidden_dim": 512,
-        "max_conv_dim": 512,
-        "max_dur": 50,
-        "multispeaker": True,
-        "n_layer": 3,
-        "n_mels": 80,
-        "n_token": 178,
-        "style_dim": 128,
-        "text_encoder_kernel_size": 5,
-        "plbert": {
-            "hidden_size": 768,
-            "num_attention_heads": 12,
-            "intermediate_size": 2048,
-            "max_position_embeddings": 512,
-            "num_hidden_layers": 12,
-            "dropout": 0.1,
-        },
-        "vocab": {symbol: index for index, symbol in enumerate(symbols, start=1)},
-    }
-
-
-def write_random_weights(folder: Path) -> None:
-    import torch
-
-    (folder / "voices").mkdir()
-    (folder / "config.json").write_text(json.dumps(full_size_config()), encoding="utf-8")
-    torch.save({}, folder / "random.pth")  # an empty state: all parts keep their random initial weights
-    style = torch.randn(510, 1, 256, generator=torch.Generator().manual_seed(7)) * 0.1
-    torch.save(style, folder / "voices" / "af_heart.pt")
-
-
 # --- one replica ----------------------------------------------------------------------------------------------------
 
 
-def speaking_speed(engine: KokoroSynthesizer) -> float:
-    """The speed at which this engine says `PHONEMES_A_SECOND`."""
-    piece = engine._pieces(TEXTS[15], "a")[0]
-    speed = 1.0
-    for _ in range(4):
-        audio, _ = engine._forward(piece, "af_heart", speed, Stop())
-        speed *= len(audio) / SAMPLE_RATE / (len(piece.phonemes) / PHONEMES_A_SECOND)
-    return speed
-
-
-async def one_call(engine: KokoroSynthesizer, text: str, speed: float) -> tuple[float, float, float]:
+async def one_call(engine: KokoroSynthesizer, text: str) -> tuple[float, float, float]:
     """Seconds to the first audio, of computing in all, of sound."""
     started = time.perf_counter()
     first_s = sound_s = 0.0
-    async for chunk in engine.synthesize(text, voice="af_heart", speed=speed):
+    async for chunk in engine.synthesize(text, voice="af_heart", speed=1.0):
         first_s = first_s or time.perf_counter() - started
         sound_s += len(chunk.pcm) / 2 / chunk.sample_rate
     return first_s, time.perf_counter() - started, sound_s
 
 
-def forward_times(engine: KokoroSynthesizer, speed: float, repeats: int) -> list[dict[str, float]]:
+def forward_times(engine: KokoroSynthesizer, repeats: int) -> list[dict[str, float]]:
     rows = []
     for phonemes in PIECES:
         ids = np.array([[0, *[20 + index % 40 for index in range(phonemes)], 0]], np.int64)
@@ -124,12 +68,10 @@ def forward_times(engine: KokoroSynthesizer, speed: float, repeats: int) -> list
         samples = 0
         for _ in range(repeats):
             started = time.perf_counter()
-            audio, _ = engine._backend.forward(ids, style, speed, Stop())
+            audio, _ = engine._backend.forward(ids, style, 1.0, Stop())
             taken.append(time.perf_counter() - started)
             samples = len(audio)
-        waits = [
-            time_to_stop(engine, ids, style, speed, part * min(taken)) for part in (0.1, 0.3, 0.5, 0.7, 0.9)
-        ]
+        waits = [time_to_stop(engine, ids, style, part * min(taken)) for part in (0.1, 0.3, 0.5, 0.7, 0.9)]
         rows.append(
             {
                 "phonemes": phonemes,
@@ -142,7 +84,7 @@ def forward_times(engine: KokoroSynthesizer, speed: float, repeats: int) -> list
     return rows
 
 
-def time_to_stop(engine: KokoroSynthesizer, ids: Any, style: Any, speed: float, after_s: float) -> float:
+def time_to_stop(engine: KokoroSynthesizer, ids: Any, style: Any, after_s: float) -> float:
     """From a cancel, so long after the forward began, to the thread being free."""
     stop, stopped_at = Stop(), [0.0]
 
@@ -153,7 +95,7 @@ def time_to_stop(engine: KokoroSynthesizer, ids: Any, style: Any, speed: float, 
     timer = threading.Timer(after_s, cancel)
     timer.start()
     try:
-        engine._backend.forward(ids, style, speed, stop)
+        engine._backend.forward(ids, style, 1.0, stop)
     except Stopped:
         return time.perf_counter() - stopped_at[0]
     finally:
@@ -166,11 +108,9 @@ def measure(folder: Path, backend: Any, threads: int, repeats: int, *, with_piec
     options = TtsOptions(engine="kokoro", model=str(folder), backend=backend, threads=threads, device="cpu")
     engine: KokoroSynthesizer = create(options)
     start_s = time.perf_counter() - started
-    is_random = (folder / "random.pth").exists()
-    speed = speaking_speed(engine) if is_random else 1.0
     rows = {}
     for words, text in TEXTS.items():
-        calls = [asyncio.run(one_call(engine, text, speed)) for _ in range(repeats)]
+        calls = [asyncio.run(one_call(engine, text)) for _ in range(repeats)]
         rows[words] = {
             "first_s": statistics.median(call[0] for call in calls),
             "first_worst_s": max(call[0] for call in calls),
@@ -182,7 +122,7 @@ def measure(folder: Path, backend: Any, threads: int, repeats: int, *, with_piec
         "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "has_torch": "torch" in sys.modules,
         "rows": rows,
-        "pieces": forward_times(engine, speed, repeats) if with_pieces else [],
+        "pieces": forward_times(engine, repeats) if with_pieces else [],
     }
 
 
@@ -237,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.model or Path(temporary)
         if not args.model:
-            write_random_weights(folder)
+            bench_models.write_kokoro(folder)
         print(
             f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
         )

@@ -28,6 +28,7 @@ class TurnMeasured:
     stages_ms: dict[str, float]
     client_total_ms: float
     """Last speech sent to first sound received, by the caller's clock."""
+    output_tokens: int
 
 
 async def one_turn(one: Caller, question: Audio) -> TurnMeasured:
@@ -37,7 +38,8 @@ async def one_turn(one: Caller, question: Audio) -> TurnMeasured:
     sound = await one.until_type("response.output_audio.delta", after=after)
     done = await one.until_type("response.done", after=after)
     spoken_ms = stopped.event["audio_end_ms"] - PAUSE_MS
-    return TurnMeasured(latency_ms(done), (sound.at - one.sent_at(spoken_ms)) * 1000)
+    tokens = done.event["response"]["usage"]["output_tokens"]
+    return TurnMeasured(latency_ms(done), (sound.at - one.sent_at(spoken_ms)) * 1000, tokens)
 
 
 async def one_caller(url: str, questions: list[Audio], turns: int, seed: int) -> list[TurnMeasured]:

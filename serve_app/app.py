@@ -11,7 +11,7 @@ import ray
 from ray.serve import Application
 
 from deployments import llm, models, stt, tts
-from deployments.engines import silero_vad
+from deployments.engines import silero_vad, smart_turn
 from deployments.interfaces import EngineInfo
 from deployments.options import LlmOptions, SttOptions, TtsOptions
 
@@ -33,8 +33,10 @@ def build(args: Mapping[str, Any]) -> Application:
     stt_options, stt_info = models.choose(config.stt)
     llm_options, llm_info = models.choose(with_secrets(config.llm))
     tts_options, tts_info = models.choose(config.tts)
-    for info in (stt_info, llm_info, tts_info):
-        announce(info)
+    turn_info = _turn_info() if config.turn_taking.smart_turn else None
+    for info in (turn_info, stt_info, llm_info, tts_info):
+        if info is not None:
+            announce(info)
     warn_of_too_many_threads(stt_options, llm_options, tts_options)
     config = config.model_copy(
         update={"stt": stt_options, "tts": tts_options, "llm": replace(llm_options, api_key="")}
@@ -48,8 +50,19 @@ def build(args: Mapping[str, Any]) -> Application:
         stt.bind(stt_options, stt_info),
         llm.bind(llm_options, llm_info),
         tts.bind(tts_options, tts_info),
+        turn_info,
+        smart_turn.load if turn_info is not None and not turn_info.remedy else None,
     )
     return application
+
+
+def _turn_info() -> EngineInfo:
+    """What gives the second opinion on the end of a turn that the configuration asks for."""
+    path = smart_turn.model_path()
+    if path is not None:
+        return EngineInfo("turn", "smart_turn", path.stem)
+    reason = "turn_taking.smart_turn is true and the model is not installed"
+    return EngineInfo("turn", "transcript", "the words alone", reason, smart_turn.REMEDY)
 
 
 def announce(info: EngineInfo) -> None:

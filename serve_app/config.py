@@ -39,6 +39,10 @@ class TurnTaking(_Section):
     """Silence that ends a turn."""
     eagerness: Literal["low", "medium", "high"] | None = None
     """Set: the wait follows what was said (`semantic_vad`) and `silence_duration_ms` is not used."""
+    smart_turn: bool = False
+    """Where the wait follows what was said (an `eagerness`, the wire's semantic_vad), how it sounds is asked too, of
+    pipecat's smart-turn (`make turn` installs it), 35 ms of a core at each pause. Off: after good transcripts it takes a
+    tenth off the wait, after poor ones it cuts more people off (loadtest/bench_endpointing)."""
     interruption_min_ms: int = Field(default=96, ge=32, le=2000)
     """Speech over the agent that interrupts it; three frames of 32 ms."""
     speech_min_ms: int = Field(default=64, ge=32, le=1000)

@@ -12,6 +12,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector
+from deployments.interfaces import EngineError, EngineInfo, Sampling, SpeechDetector, TurnJudge
 
 from .config import Access, Config
 from .conversation.commands import Refused
@@ -35,7 +36,7 @@ from .conversation.events import Settings
 from .observability import Metrics, SessionLog, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
-from .realtime.session_config import SessionConfig
+from .realtime.session_config import SessionConfig, SessionKind, listening_only
 from .rest.errors import ApiError, of_http
 from .rest.routes import Options as RestOptions
 from .rest.routes import Server as RestServer
@@ -111,8 +112,8 @@ class VoiceServer:
         self._session_log = SessionLog(Path(config.session_log)) if config.session_log else None
         self._observer = TurnObserver(metrics, self._session_log)
         self._metrics = metrics
-        self._options = session_options(config)
-        self._sessions: set[str] = set()
+        self._options = session_options(config, judges_turns=engines.turn_judge is not None)
+        self._sessions: dict[str, SessionKind] = {}
         self._voices: frozenset[str] | None = None
 
     @property
@@ -131,19 +132,27 @@ class VoiceServer:
             await self._refuse(transport, *refusal)
             return
         session_id = uuid4().hex[:16]
-        self._sessions.add(session_id)
-        self._count()
+        is_listening = socket.query_params.get("intent") == "transcription"
+        kind: SessionKind = "transcription" if is_listening else "realtime"
+        self._sessions[session_id] = kind
+        self._count(kind)
         try:
-            config = await self._session_config(socket)
+            config = self._listening_config() if is_listening else await self._session_config(socket)
             with self._recorded(session_id, config.settings):
                 session = Session(session_id, transport, self._engines, config, self._options, self._observer)
                 ending = await session.run()
             log.info(
-                "session ended", extra={"session": session_id, "code": ending.code, "reason": ending.reason}
+                "session ended",
+                extra={
+                    "session": session_id,
+                    "kind": kind,
+                    "code": ending.code,
+                    "reason": ending.reason,
+                },
             )
         finally:
-            self._sessions.discard(session_id)
-            self._count()
+            del self._sessions[session_id]
+            self._count(kind)
 
     @contextmanager
     def _recorded(self, session_id: str, settings: Settings) -> Iterator[None]:
@@ -171,12 +180,6 @@ class VoiceServer:
                 1008,
                 "invalid_api_key",
                 "a valid API key is needed: Authorization: Bearer, or the subprotocol",
-            )
-        if socket.query_params.get("intent") == "transcription":
-            return (
-                1008,
-                "not_supported",
-                "sessions that only transcribe (intent=transcription) are not offered",
             )
         limit = self._config.limits.max_sessions_per_replica
         if len(self._sessions) >= limit:
@@ -212,8 +215,19 @@ class VoiceServer:
             model=socket.query_params.get("model", MODEL_NAME)[:256],
             transcription_model=config.stt.engine,
             voices=await self.voices(),
+            mixes_voices=config.tts.mixes_voices,
             default_voice=config.tts.voice,
             default_vad=config.server_vad(),
+        )
+
+    def _listening_config(self) -> SessionConfig:
+        """Of a session that only transcribes: neither the language model nor the voice is asked for anything."""
+        vad = listening_only(self._config.server_vad())
+        return SessionConfig(
+            settings=Settings(turn_detection=vad, language=self._config.stt.language),
+            transcription_model=self._config.stt.engine,
+            default_vad=vad,
+            kind="transcription",
         )
 
     async def voices(self) -> frozenset[str] | None:
@@ -227,9 +241,9 @@ class VoiceServer:
             self._voices = frozenset([*names, self._config.tts.voice]) if names else None
         return self._voices
 
-    def _count(self) -> None:
+    def _count(self, kind: SessionKind) -> None:
         if self._metrics is not None:
-            self._metrics.sessions(len(self._sessions))
+            self._metrics.sessions(kind, sum(each == kind for each in self._sessions.values()))
 
     def is_authorized(self, shown: Sequence[str]) -> bool:
         if not self._api_keys:
@@ -287,10 +301,10 @@ class VoiceServer:
 _STARTED = unix_time()
 
 
-def session_options(config: Config) -> SessionOptions:
+def session_options(config: Config, *, judges_turns: bool = False) -> SessionOptions:
     limits, times, llm = config.limits, config.timeouts, config.llm
     return SessionOptions(
-        parameters=config.parameters(),
+        parameters=replace(config.parameters(), judges_turns=judges_turns),
         time_limits=TimeLimits(
             times.stt_s, times.llm_first_token_s, times.llm_gap_s, times.tts_first_audio_s, times.tts_gap_s
         ),
@@ -310,6 +324,7 @@ def rest_options(config: Config) -> RestOptions:
         time_limits=options.time_limits,
         sampling=options.sampling,
         context_tokens=config.llm.context_tokens,
+        mixes_voices=config.tts.mixes_voices,
         voice=config.tts.voice,
         speed=config.tts.speed,
         speech_threshold=config.turn_taking.threshold,
@@ -406,12 +421,19 @@ class Ingress:
         stt: DeploymentHandle[Any],
         llm: DeploymentHandle[Any],
         tts: DeploymentHandle[Any],
+        turn: EngineInfo | None = None,
+        load_turn_judge: Callable[[], TurnJudge] | None = None,
     ) -> None:
+        """`turn`: what gives the second opinion on the end of a turn, or why it is not there; None: none is wanted."""
         share_log_handlers()
-        self._vad = vad
+        self._local = {"vad": vad} | ({"turn": turn} if turn else {})
         self._handles = {"stt": stt, "llm": llm, "tts": tts}
         engines = Engines(
-            make_detectors(), RemoteTranscriber(stt), RemoteChatModel(llm), RemoteSynthesizer(tts)
+            make_detectors(),
+            RemoteTranscriber(stt),
+            RemoteChatModel(llm),
+            RemoteSynthesizer(tts),
+            load_turn_judge and load_turn_judge(),
         )
         self._server = VoiceServer(
             config, engines, api_keys=api_keys, health=self._stages, voices=self._voices, metrics=Metrics()
@@ -423,7 +445,7 @@ class Ingress:
     async def _stages(self) -> dict[str, StageStatus]:
         names = list(self._handles)
         found = await asyncio.gather(*(self._stage(handle) for handle in self._handles.values()))
-        return {"vad": self._vad, **dict(zip(names, found, strict=True))}
+        return {**self._local, **dict(zip(names, found, strict=True))}
 
     async def _stage(self, handle: DeploymentHandle[Any]) -> StageStatus:
         response = handle.options(_by_reference=False).info.remote()

@@ -17,9 +17,10 @@ from typing import TextIO
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from .conversation.commands import ResponseDone
+from .conversation.commands import ResponseDone, TranscriptCompleted, TranscriptFailed
 from .conversation.events import Event, Settings
 from .conversation.parameters import Parameters
+from .realtime.session_config import SessionKind
 from .session.replay import start_record, to_record
 
 log = logging.getLogger("voice_serve.turn")
@@ -42,7 +43,16 @@ class Metrics:
             "voice_serve_drafts", "Answers begun before the end of the turn", tag_keys=("outcome",)
         )
         self._wasted = Counter("voice_serve_draft_tokens_wasted", "Tokens of drafts that were dropped")
-        self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica")
+        self._transcripts = Counter(
+            "voice_serve_transcripts", "Turns of users by what came of them", tag_keys=("session", "outcome")
+        )
+        self._transcript_s = Histogram(
+            "voice_serve_transcript_seconds",
+            "Seconds from the last speech of a turn to its end with its words known",
+            boundaries=BUCKETS_S,
+            tag_keys=("session",),
+        )
+        self._sessions = Gauge("voice_serve_sessions", "Sessions open on this replica", tag_keys=("session",))
         self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
 
     def turn(self, done: ResponseDone) -> None:
@@ -57,8 +67,13 @@ class Metrics:
         if wasted_tokens:
             self._wasted.inc(wasted_tokens)
 
-    def sessions(self, count: int) -> None:
-        self._sessions.set(count)
+    def transcript(self, kind: SessionKind, heard: TranscriptCompleted | TranscriptFailed) -> None:
+        self._transcripts.inc(tags={"session": kind, "outcome": transcript_outcome(heard)})
+        if isinstance(heard, TranscriptCompleted) and heard.latency_s is not None:
+            self._transcript_s.observe(heard.latency_s, tags={"session": kind})
+
+    def sessions(self, kind: SessionKind, count: int) -> None:
+        self._sessions.set(count, tags={"session": kind})
 
     def refused(self, reason: str) -> None:
         self._refused.inc(tags={"reason": reason})
@@ -82,6 +97,15 @@ class TurnObserver:
         if self._metrics is not None:
             self._metrics.draft(wasted_tokens)
 
+    def transcribed(
+        self, session_id: str, kind: SessionKind, heard: TranscriptCompleted | TranscriptFailed
+    ) -> None:
+        """A line for each turn that no answer's line will follow."""
+        if self._metrics is not None:
+            self._metrics.transcript(kind, heard)
+        if kind == "transcription":
+            log.info("transcript", extra=transcript_fields(session_id, heard))
+
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
         if self._session_log is not None:
             self._session_log(session_id, json.dumps(to_record(event, now)))
@@ -102,6 +126,27 @@ def turn_fields(session_id: str, done: ResponseDone) -> dict[str, object]:
         fields["heard_ms"] = done.heard.audio_ms
     if done.failure is not None:
         fields |= {f"failure_{key}": value for key, value in asdict(done.failure).items()}
+    return fields
+
+
+def transcript_outcome(heard: TranscriptCompleted | TranscriptFailed) -> str:
+    if isinstance(heard, TranscriptFailed):
+        return "failed"
+    return "words" if heard.text else "nothing"
+
+
+def transcript_fields(session_id: str, heard: TranscriptCompleted | TranscriptFailed) -> dict[str, object]:
+    """The fields of a transcript's log line; none of them holds what was said."""
+    fields: dict[str, object] = {
+        "session": session_id,
+        "item": heard.item_id,
+        "outcome": transcript_outcome(heard),
+    }
+    if isinstance(heard, TranscriptFailed):
+        return fields | {f"failure_{key}": value for key, value in asdict(heard.failure).items()}
+    fields["audio_ms"] = round(heard.audio_s * 1000)
+    if heard.latency_s is not None:
+        fields["latency_ms"] = round(heard.latency_s * 1000, 1)
     return fields
 
 

@@ -215,7 +215,13 @@ def test_the_load_test_is_a_client():
     for path in source_files("loadtest"):
         for module in imports_of(path):
             if module.split(".")[0] in OURS:
-                engines = ("deployments", "serve_app.session.engine_clients", "serve_app.conversation")
+                engines = (
+                    "deployments",
+                    "serve_app.bench.whisper_shapes",
+                    "serve_app.conversation",
+                    "serve_app.session.engine_clients",
+                    "serve_app.session.replay",
+                )
                 is_engine_bench = path.name.startswith("bench_") and any(is_under(module, e) for e in engines)
                 is_fine = is_engine_bench or any(is_under(module, prefix) for prefix in allowed)
                 assert is_fine, f"{path.relative_to(ROOT)} imports {module}"

@@ -2,12 +2,15 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from deployments.engines import smart_turn
 from deployments.options import LlmOptions, SttOptions, TtsOptions
+from serve_app import app
 from serve_app.app import (
     check_access,
     is_loopback,
@@ -283,3 +286,43 @@ def test_more_threads_than_cores_are_warned_of(caplog: pytest.LogCaptureFixture)
         assert caplog.text == ""
     finally:
         logger.removeHandler(caplog.handler)
+
+
+def built(monkeypatch: pytest.MonkeyPatch, **turn_taking: Any) -> tuple[Any, ...]:
+    """What the application gives its ingress, after the stages."""
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(app, "_listening_host", lambda: None)
+    monkeypatch.setattr(app, "Ingress", SimpleNamespace(bind=lambda *args: given.append(args)))
+    stages = {stage: {"engine": "scripted"} for stage in ("stt", "llm", "tts")}
+    app.build({**stages, "turn_taking": turn_taking})
+    [args] = given
+    return args[-2:]
+
+
+def test_the_second_opinion_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert built(monkeypatch) == (None, None)
+
+
+def test_the_second_opinion_that_is_asked_for_is_loaded_in_the_ingress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(smart_turn, "model_path", lambda: Path("smart-turn-v3.2-cpu.onnx"))
+    info, load = built(monkeypatch, smart_turn=True)
+    assert (info.stage, info.engine, info.model, info.remedy) == (
+        "turn",
+        "smart_turn",
+        "smart-turn-v3.2-cpu",
+        "",
+    )
+    assert load is smart_turn.load
+
+
+def test_a_second_opinion_that_is_not_installed_is_said_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(smart_turn, "model_path", lambda: None)
+    monkeypatch.setattr(app.log, "propagate", True)
+    info, load = built(monkeypatch, smart_turn=True)
+    assert load is None
+    assert "make turn" in info.remedy
+    assert any("make turn" in message for message in caplog.messages)

@@ -3,8 +3,9 @@
 - Nothing is downloaded: weights, config and voices come from a folder or the hub cache, and the phonemes from
   `kokoro_text`, which does without the spaCy model that kokoro's own pipeline fetches.
 - One forward speaks at most 510 phonemes and gives no audio before it ends, so a short text is early audio, and a long
-  one is cut into pieces of which the first is heard while the next is computed. One forward at a time a replica: its
-  one thread is the lock, the executor's queue the queue, and calls take turns piece by piece.
+  one is cut into pieces of which the first is heard while the next is computed. One forward at a time a replica:
+  `MicroBatcher` is the queue before it, and calls take turns piece by piece. On a GPU pieces of about one length, of
+  different calls, go together (`kokoro_batch`).
 - A cancelled call begins no new forward, and the one under way is stopped (`kokoro_backends`): the caller does not wait
   for it, and the thread is free for the next call soon after.
 - A forward starts with about 250 ms of silence, which a listener would only wait through: it is cut off. So is the
@@ -14,18 +15,20 @@
 import asyncio
 import json
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from deployments import models
 from deployments.interfaces import BadRequest, EngineFailed, SpeechChunk
+from deployments.microbatch import Job, MicroBatcher
 from deployments.options import TtsOptions
 
 from . import kokoro_backends, kokoro_text
-from .kokoro_backends import Audio, Stop
+from .kokoro_backends import Audio, Durations, Stop, Stopped, StopTogether, Text
 from .kokoro_text import Phonemizer, Piece, WordTimes
 from .kokoro_voices import Voices
 
@@ -48,7 +51,22 @@ _WARM_UP = (
 )
 """Spoken at start: lengths of a first clause and of a sentence."""
 
+_GATHER_S = 0.002
+"""How long an idle GPU waits for company for a piece; a busy one takes what has come meanwhile."""
+_LENGTHS = (40, 80, 160, kokoro_text.MOST_PHONEMES)
+"""Phonemes up to which pieces count as of one length: padding does not double the work, and the first clause of an
+answer does not wait for a long sentence that goes along."""
+
 Times = list[tuple[float, float] | None]
+Spoken = tuple[Audio, Times]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    piece: Piece
+    voice: str
+    speed: float
+    stop: Stop
 
 
 class KokoroSynthesizer:
@@ -71,7 +89,14 @@ class KokoroSynthesizer:
             warnings.simplefilter("ignore")
             self._load(folder, options)
             self._warm_up(options.voice)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kokoro")
+        self._phonemizing = ThreadPoolExecutor(1, thread_name_prefix="kokoro-text")
+        self.batches: MicroBatcher[_Order, Spoken] = MicroBatcher(
+            self._speak,
+            max_batch=lambda _: self._backend.max_together,
+            max_wait_s=_GATHER_S,
+            stage="tts",
+            engine="kokoro",
+        )
 
     @property
     def backend(self) -> str:
@@ -85,10 +110,10 @@ class KokoroSynthesizer:
         stop = Stop()
         words = WordTimes(text, SAMPLE_RATE)
         try:
-            pieces = await loop.run_in_executor(self._executor, self._pieces, text, letter)
+            pieces = await loop.run_in_executor(self._phonemizing, self._pieces, text, letter)
             for piece in pieces:
-                audio, times = await loop.run_in_executor(
-                    self._executor, self._forward, piece, voice, speed, stop
+                audio, times = await self.batches.submit(
+                    _Order(piece, voice, speed, stop), key=_length(piece)
                 )
                 lead, end = _heard(audio, times, is_cut=piece.is_cut)
                 audio = audio[lead:end]
@@ -120,9 +145,11 @@ class KokoroSynthesizer:
         """Loads the phonemes' dictionary and speaks what is typical, in the voice that will speak first."""
         try:
             letter = self._check(voice, 1.0)
-            for text in _WARM_UP:
-                for piece in self._pieces(text, letter):
-                    self._forward(piece, voice, 1.0, Stop())
+            pieces = [piece for text in _WARM_UP for piece in self._pieces(text, letter)]
+            for piece in pieces:
+                self._forward(piece, voice, 1.0, Stop())
+            if self._backend.max_together > 1:
+                self._forward_together([_Order(piece, voice, 1.0, Stop()) for piece in pieces])
         except BadRequest as error:
             raise self._failed(error.message) from error
 
@@ -133,16 +160,47 @@ class KokoroSynthesizer:
             self._phonemizers[letter] = kokoro_text.phonemizer(letter)
         return list(kokoro_text.split(self._phonemizers[letter](text), self._vocabulary))
 
-    def _forward(self, piece: Piece, voice: str, speed: float, stop: Stop) -> tuple[Audio, Times]:
+    def _speak(self, jobs: Sequence[Job[_Order]]) -> list[Spoken]:
+        """One batch, in the worker's thread; nothing for those that nobody waits for."""
+        orders = [job.item for job in jobs if job.is_wanted]
+        try:
+            if len(orders) == 1:
+                [order] = orders
+                spoken = [self._forward(order.piece, order.voice, order.speed, order.stop)]
+            else:
+                spoken = self._forward_together(orders)
+        except Stopped:
+            spoken = []
+        found = dict(zip(map(id, orders), spoken, strict=False))
+        nothing: Spoken = (np.zeros(0, np.float32), [])
+        return [found.get(id(job.item), nothing) for job in jobs]
+
+    def _forward(self, piece: Piece, voice: str, speed: float, stop: Stop) -> Spoken:
         """The audio of `piece`, and the times of its tokens in it. Raises Stopped soon after `stop` is set."""
+        text = self._text(piece, voice, speed)
+        return _timed(piece, *self._backend.forward(text.ids, text.style, text.speed, stop))
+
+    def _forward_together(self, orders: Sequence[_Order]) -> list[Spoken]:
+        """The same for each of several. Raises Stopped soon after all are."""
+        texts = [self._text(order.piece, order.voice, order.speed) for order in orders]
+        spoken = self._backend.forward_together(texts, StopTogether([order.stop for order in orders]))
+        return [_timed(order.piece, *each) for order, each in zip(orders, spoken, strict=True)]
+
+    def _text(self, piece: Piece, voice: str, speed: float) -> Text:
         ids = np.array([[0, *(self._vocabulary[symbol] for symbol in piece.phonemes), 0]], np.int64)
-        style = self._voices.style(voice, len(piece.phonemes))
-        audio, durations = self._backend.forward(ids, style, speed, stop)
-        audio = np.nan_to_num(audio)
-        return audio, _sounding(audio, kokoro_text.token_times(piece, durations))
+        return Text(ids, self._voices.style(voice, len(piece.phonemes)), speed)
 
     def _failed(self, message: str) -> EngineFailed:
         return EngineFailed(message, stage="tts", engine="kokoro")
+
+
+def _length(piece: Piece) -> int:
+    return next(most for most in _LENGTHS if len(piece.phonemes) <= most)
+
+
+def _timed(piece: Piece, audio: Audio, durations: Durations) -> Spoken:
+    audio = np.nan_to_num(audio)
+    return audio, _sounding(audio, kokoro_text.token_times(piece, durations))
 
 
 def _sounding(audio: Audio, times: Times) -> Times:

@@ -5,9 +5,8 @@
 - On a CPU onnxruntime is faster and needs no torch in the replica (numbers: `python -m loadtest.bench_tts`). The export
   is made once, by `kokoro_export.py` in a process of its own, and named after a hash of the weights, so that other
   weights never meet an old export. It lies beside them or, where that cannot be written, in the user's cache.
-- On a GPU torch computes. Calls are not batched there: kokoro's forward is written for one text (`pred_dur.squeeze()`,
-  LSTMs that run backwards over the whole length), and its instance norms take mean and variance over time, so padding
-  changes the sound of all that shares the batch; it would take a rewritten model.
+- On a GPU torch computes, several texts in one forward (`kokoro_batch`): a forward there is a thousand small kernels,
+  whose launch takes longer than their work. A CPU gains nothing by it, and computes them one after the other.
 """
 
 import fcntl
@@ -17,10 +16,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,10 @@ class Stop:
         if self._is_set:
             raise Stopped
 
+    @property
+    def is_set(self) -> bool:
+        return self._is_set
+
     @contextmanager
     def calling(self, then: Callable[[], None]) -> Iterator[None]:
         """Calls `then` when set during the block. Raises Stopped before the block if it is set already."""
@@ -79,14 +83,41 @@ class Stop:
                 self._then = None
 
 
+class StopTogether(Stop):
+    """Set when nobody waits for any text of a batch any more."""
+
+    def __init__(self, stops: Sequence[Stop]) -> None:
+        super().__init__()
+        self._stops = stops
+
+    def check(self) -> None:
+        if all(stop.is_set for stop in self._stops):
+            raise Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What one text of a batch is spoken from; the three as in `Backend.forward`."""
+
+    ids: Ids
+    style: Audio
+    speed: float
+
+
 class Backend(Protocol):
     name: str
+    max_together: int
+    """Texts that are worth a forward together."""
 
     def forward(self, ids: Ids, style: Audio, speed: float, stop: Stop) -> tuple[Audio, Durations]:
         """Audio (samples,) at 24 kHz and the frames of each phoneme, for `ids` (1, n), `style` (1, 256).
 
         Raises Stopped soon after `stop` is set, EngineFailed when the forward breaks.
         """
+        ...
+
+    def forward_together(self, texts: Sequence[Text], stop: StopTogether) -> list[tuple[Audio, Durations]]:
+        """The same for each of `texts`, as if it were alone."""
         ...
 
 
@@ -115,6 +146,7 @@ def _may_have_gpu() -> bool:
 
 class OnnxBackend:
     name = "onnx"
+    max_together = 1
 
     def __init__(self, path: Path, threads: int) -> None:
         try:
@@ -147,6 +179,9 @@ class OnnxBackend:
             raise _failed(f"the forward broke: {error}") from error
         return audio.reshape(-1), durations.reshape(-1)
 
+    def forward_together(self, texts: Sequence[Text], stop: StopTogether) -> list[tuple[Audio, Durations]]:
+        return [self.forward(text.ids, text.style, text.speed, stop) for text in texts]
+
 
 class TorchBackend:
     name = "torch"
@@ -155,6 +190,7 @@ class TorchBackend:
         try:
             import torch
 
+            from .kokoro_batch import PaddedKokoro
             from .kokoro_export import load
         except ImportError as error:
             raise _failed("kokoro is not installed: pip install kokoro") from error
@@ -169,24 +205,40 @@ class TorchBackend:
             raise _failed("kokoro is not installed: pip install kokoro") from error
         except Exception as error:  # torch, json and transformers each have their own for a broken file
             raise _failed(f"the model in {folder} cannot be loaded: {error}") from error
+        self.max_together = options.max_batch if self.device == "cuda" else 1
         self._torch = torch
+        self._together = PaddedKokoro(self._model)
         self._stop = Stop()
         for module in self._model.modules():
             module.register_forward_pre_hook(lambda *_: self._stop.check())
 
     def forward(self, ids: Ids, style: Audio, speed: float, stop: Stop) -> tuple[Audio, Durations]:
-        tensor = self._torch.from_numpy
+        with self._stopped_by(stop):
+            audio, durations = self._model.forward_with_tokens(self._tensor(ids), self._tensor(style), speed)
+            return audio.cpu().numpy().reshape(-1), durations.cpu().numpy().reshape(-1)
+
+    def forward_together(self, texts: Sequence[Text], stop: StopTogether) -> list[tuple[Audio, Durations]]:
+        with self._stopped_by(stop):
+            spoken = self._together.forward(
+                [self._tensor(text.ids[0]) for text in texts],
+                self._tensor(np.concatenate([text.style for text in texts])),
+                self._tensor(np.array([text.speed for text in texts], np.float32)),
+            )
+            return [(audio.cpu().numpy(), durations.cpu().numpy()) for audio, durations in spoken]
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Any:
+        return self._torch.from_numpy(array).to(self.device)
+
+    @contextmanager
+    def _stopped_by(self, stop: Stop) -> Iterator[None]:
         self._stop = stop
         try:
-            audio, durations = self._model.forward_with_tokens(
-                tensor(ids).to(self.device), tensor(style).to(self.device), speed
-            )
+            yield
         except (RuntimeError, IndexError) as error:
             raise _failed(f"the forward broke: {error}") from error
         finally:
             # kokoro's models share an activation (a default argument), and so its hook: one at rest must let all pass.
             self._stop = Stop()
-        return audio.cpu().numpy().reshape(-1), durations.cpu().numpy().reshape(-1)
 
 
 # --- the export -----------------------------------------------------------------------------------------------------

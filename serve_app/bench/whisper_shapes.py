@@ -5,9 +5,10 @@ over `TOKENS` tokens, a sentence's worth, with the end of the text suppressed.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -52,6 +53,10 @@ SHAPES = {
     "large-v3": Shape(32, 32, 20, 1280, mel_bands=128, vocabulary=51_866),
 }
 """Those of openai/whisper and distil-whisper."""
+_LOUD = 4.0
+"""Standard deviation of a script's position encodings; what the layers add to them has 1 to 2."""
+_CERTAIN = 25.0
+"""About the logit of a script's token; 50,000 others have up to 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,25 @@ class ShapeTranscriber:
 @contextmanager
 def random_model(shape: Shape) -> Iterator[str]:
     """A folder with a CTranslate2 Whisper (int8) of this shape, while the block lasts."""
+    with TemporaryDirectory() as folder:
+        write(shape, Path(folder), [_SPECIAL.get(i, f"t{i}") for i in range(shape.vocabulary)])
+        yield folder
+
+
+def write(
+    shape: Shape,
+    folder: Path,
+    vocabulary: Sequence[str],
+    *,
+    languages: Sequence[int] = (),
+    quantization: str = "int8",
+    script: Mapping[int, int] | None = None,
+) -> None:
+    """A CTranslate2 Whisper of this shape into `folder`. `languages`: their tokens, none for an English-only model.
+
+    All weights are random. A script (position in the decoder -> the token that follows) makes the position encodings of the decoder loud and its output rows for those
+    tokens copies of them, so that what follows hangs on the position alone: nothing is left out of the computing.
+    """
     from ctranslate2.specs import WhisperSpec
 
     spec = WhisperSpec(shape.encoder_layers, shape.heads, shape.decoder_layers, shape.heads)
@@ -153,16 +177,19 @@ def random_model(shape: Shape) -> Iterator[str]:
     fill.embeddings(spec.decoder.embeddings, shape.vocabulary, shape.width)
     fill.linear(spec.decoder.projection, shape.vocabulary, shape.width)
     fill.stack(spec.decoder, positions=448, width=shape.width)
-    spec.register_vocabulary([_SPECIAL.get(i, f"t{i}") for i in range(shape.vocabulary)])
+    if script:
+        positions = spec.decoder.position_encodings.encodings
+        positions *= _LOUD / positions.std()
+        for position, token in script.items():
+            spec.decoder.projection.weight[token] = positions[position] * (_CERTAIN / shape.width / _LOUD)
+    spec.register_vocabulary(list(vocabulary))
     spec.config.add_attribute("suppress_ids", [])
     spec.config.add_attribute("suppress_ids_begin", [])
-    spec.config.add_attribute("lang_ids", [])
+    spec.config.add_attribute("lang_ids", list(languages))
     spec.config.add_attribute("alignment_heads", [[0, 0]])
     spec.validate()
-    spec.optimize(quantization="int8")
-    with TemporaryDirectory() as folder:
-        spec.save(folder)
-        yield folder
+    spec.optimize(quantization=quantization)
+    spec.save(str(folder))
 
 
 class _Filler:

@@ -11,6 +11,7 @@ from .events import (
     ChunkId,
     Failure,
     ItemId,
+    JudgementId,
     Modality,
     ResponseId,
     Role,
@@ -52,6 +53,18 @@ class Transcribe:
 @dataclass(frozen=True, slots=True)
 class CancelTranscription:
     transcription_id: TranscriptionId
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTurn:
+    """Say from the sound of the input, from sample `start` to `stop`, whether the turn is over.
+
+    A newer one takes the place of an older one. Nothing waits for it, so none that fails is reported.
+    """
+
+    judgement_id: JudgementId
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,8 @@ class TranscriptCompleted:
     text: str
     audio_s: float
     """Length of the transcribed audio: what the wire's usage counts."""
+    latency_s: float | None = None
+    """From the last speech to where the turn had ended and its words were known; None: it did not come in real time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +295,9 @@ class Refused:
     event_id: str | None = None
 
 
-Work = Transcribe | CancelTranscription | Generate | Synthesize | CancelWork | Play | InsertSilence
+Work = (
+    Transcribe | CancelTranscription | JudgeTurn | Generate | Synthesize | CancelWork | Play | InsertSilence
+)
 Notice = (
     SettingsChanged
     | SpeechStarted

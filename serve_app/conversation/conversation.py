@@ -60,6 +60,7 @@ from .events import (
     TranscriptFinished,
     TranscriptionFailed,
     TruncationRequested,
+    TurnJudged,
     Wish,
 )
 from .hearing import Hearing, TurnHeard
@@ -178,10 +179,8 @@ class Conversation:
         match fact:
             case FrameScored():
                 self._hear_frame(fact, now)
-            case TranscriptFinished(transcription_id, text):
-                self._hearing.transcript_finished(transcription_id, text, now)
-            case TranscriptionFailed(transcription_id, failure):
-                self._hearing.transcription_failed(transcription_id, failure, now)
+            case TranscriptFinished() | TranscriptionFailed() | TurnJudged():
+                self._note_of_a_turn(fact, now)
             case TokensGenerated() | CallGenerated() | GenerationFinished():
                 self._note_generated(fact, now)
             case SpeechSynthesized():
@@ -203,6 +202,19 @@ class Conversation:
                 self._answering.call_generated(fact, now)
             case GenerationFinished():
                 self._answering.generation_finished(fact, now)
+            case _:
+                assert_never(fact)
+
+    def _note_of_a_turn(
+        self, fact: TranscriptFinished | TranscriptionFailed | TurnJudged, now: float
+    ) -> None:
+        match fact:
+            case TranscriptFinished(transcription_id, text):
+                self._hearing.transcript_finished(transcription_id, text, now)
+            case TranscriptionFailed(transcription_id, failure):
+                self._hearing.transcription_failed(transcription_id, failure, now)
+            case TurnJudged(judgement_id, completeness):
+                self._hearing.turn_judged(judgement_id, completeness)
             case _:
                 assert_never(fact)
 
@@ -244,7 +256,8 @@ class Conversation:
             if is_answered and not is_another_due:
                 self._answering.refuse(self._order(ResponseRequested()), result)
             return
-        self._emit(TranscriptCompleted(turn.item_id, result, (turn.stop - turn.start) / INPUT_RATE))
+        audio_s, latency_s = (turn.stop - turn.start) / INPUT_RATE, turn.timeline.transcript_s()
+        self._emit(TranscriptCompleted(turn.item_id, result, audio_s, latency_s))
         if turn.item_id not in self.history:
             return
         if result or self._is_owed:

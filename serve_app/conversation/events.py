@@ -11,6 +11,7 @@ from typing import Literal, NewType
 from .endpointing import Eagerness
 
 TranscriptionId = NewType("TranscriptionId", int)
+JudgementId = NewType("JudgementId", int)
 SegmentId = NewType("SegmentId", int)
 ChunkId = NewType("ChunkId", int)
 ItemId = NewType("ItemId", str)
@@ -87,6 +88,15 @@ class FrameScored:
 class TranscriptFinished:
     transcription_id: TranscriptionId
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnJudged:
+    """A second opinion on a pause of the user, from the sound of it."""
+
+    judgement_id: JudgementId
+    completeness: float
+    """Probability that the turn is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +277,7 @@ class Closed:
 Fact = (
     FrameScored
     | TranscriptFinished
+    | TurnJudged
     | TokensGenerated
     | CallGenerated
     | GenerationFinished

@@ -17,6 +17,7 @@ from .commands import (
     InputCleared,
     InsertSilence,
     Item,
+    JudgeTurn,
     Refused,
     SpeechStarted,
     SpeechStopped,
@@ -25,7 +26,7 @@ from .commands import (
     TurnCommitted,
 )
 from .endpointing import EndpointingPolicy
-from .events import Failure, ItemId, ServerVad, Settings, TranscriptionId
+from .events import Failure, ItemId, JudgementId, ServerVad, Settings, TranscriptionId
 from .history import History
 from .parameters import Ids, Parameters
 from .timeline import TurnTimeline
@@ -35,6 +36,8 @@ MIN_COMMIT_MS = 100
 """Less audio than this cannot be committed by the client; OpenAI's figure."""
 SPARE_MS = 1000
 """Of input kept before a turn may begin: a client may ask for more padding in the middle of it all."""
+JUDGED_MS = 8000
+"""As much sound as an opinion on the end of a turn is made of."""
 REALTIME_SLACK_S = 0.25
 """A turn that came so much faster than it was spoken was not live: jitter of a network stays below."""
 
@@ -52,6 +55,10 @@ class Turn:
     transcript: str | None = None
     has_failed: bool = False
     """Its transcription has failed once."""
+    judgement_id: JudgementId | None = None
+    """Of the opinion asked for at the newest pause."""
+    opinion: float | None = None
+    """How complete the turn sounds, as far as that is known; None while it is spoken."""
     drafts: int = 0
     """Answers that were begun while it was still open."""
     interim: list[str] = field(default_factory=list)
@@ -196,7 +203,10 @@ class Hearing:
             if self._detector.position - self._committed_to >= self._max_turn:
                 self._commit_buffer(now)
             return
-        delay = self._endpointing.delay(self._turn.transcript if self._turn else None)
+        turn = self._turn
+        delay = (
+            self._endpointing.delay(turn.transcript, turn.opinion) if turn else self._endpointing.delay(None)
+        )
         edge = self._detector.push(samples, probability, delay=delay)
         if self._detector.is_speech:
             self._last_speech_at = now
@@ -217,6 +227,7 @@ class Hearing:
             case TurnEdge.PAUSED:
                 if self._turn is None:  # too short for the floor, and over: the next sound does not add to it
                     self._detector.reset()
+                self._ask_for_an_opinion()
             case _:
                 assert_never(edge)
 
@@ -351,6 +362,7 @@ class Hearing:
         if turn is None:
             return
         turn.transcript, turn.has_failed = None, False
+        turn.judgement_id = turn.opinion = None
         if self._in_flight is not None and self._in_flight.turn is turn:
             self._emit(CancelTranscription(self._in_flight.transcription_id))
             self._in_flight = None
@@ -385,6 +397,19 @@ class Hearing:
         if more and agreed[: len(turn.shown)] == turn.shown:
             self._emit(TranscriptGrown(turn.item_id, " ".join(["", *more] if turn.shown else more)))
             turn.shown = agreed
+
+    def _ask_for_an_opinion(self) -> None:
+        turn = self._turn
+        if turn is None or not self._parameters.judges_turns or not self._endpointing.is_adaptive:
+            return
+        turn.judgement_id = self._ids.judgement()
+        start = max(turn.start, self._detector.position - samples_of(JUDGED_MS))
+        self._emit(JudgeTurn(turn.judgement_id, start, self._detector.position))
+
+    def turn_judged(self, judgement_id: JudgementId, completeness: float) -> None:
+        turn = self._turn
+        if turn is not None and turn.judgement_id == judgement_id:
+            turn.opinion = completeness
 
     def transcription_failed(self, transcription_id: TranscriptionId, failure: Failure, now: float) -> None:
         """One more try for a committed turn; an early transcription that fails is left to the endpoint."""

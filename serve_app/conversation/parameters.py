@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import count
 
-from .events import CallId, ItemId, ResponseId, SegmentId, TranscriptionId
+from .events import CallId, ItemId, JudgementId, ResponseId, SegmentId, TranscriptionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Parameters:
     """The first silence: transcription begins here, ahead of the endpoint."""
     transcribe_at_pause: bool = True
     """False: transcription waits for the endpoint; for measuring what the early start is worth."""
+    judges_turns: bool = False
+    """At a pause, where the wait follows the words, a model is also asked how the turn sounds."""
     interim_s: float = 0.0
     """The transcript so far is shown this often while the user speaks, or less often under load; 0: never."""
     drafts_per_turn: int = 0
@@ -34,7 +36,8 @@ class Ids:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._items, self._responses, self._segments, self._transcriptions = (
+        self._items, self._responses, self._segments, self._transcriptions, self._judgements = (
+            count(1),
             count(1),
             count(1),
             count(1),
@@ -60,3 +63,6 @@ class Ids:
 
     def transcription(self) -> TranscriptionId:
         return TranscriptionId(next(self._transcriptions))
+
+    def judgement(self) -> JudgementId:
+        return JudgementId(next(self._judgements))

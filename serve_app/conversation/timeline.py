@@ -58,6 +58,12 @@ class TurnTimeline:
     def mark(self, cut: str, now: float) -> None:
         self.cuts.setdefault(cut, now)
 
+    def transcript_s(self) -> float | None:
+        """From the last speech to where the turn had ended and its words were known."""
+        if self.faster_than_realtime:
+            return None
+        return max(self.cuts["endpoint"], self.cuts["transcript"]) - self.cuts["last_speech"]
+
     def latency(self) -> TurnLatency | None:
         """None until the first audio (or, of a text answer, the first text) was sent, or if no speech began it."""
         if "last_speech" not in self.cuts or "first_sent" not in self.cuts:

@@ -22,6 +22,8 @@ MAX_TEXT_CHARS = 65_536
 """Of instructions and of the text of an item: four times the context of the models that a laptop runs."""
 MAX_PROMPT_CHARS = 4_096
 MAX_ID_CHARS = 512
+MAX_VOICE_CHARS = 256
+"""Room for a mixture of ten."""
 MAX_AUDIO_MS = 2**31 - 1
 """24 days: past every session, and small enough for float arithmetic on it."""
 
@@ -46,9 +48,9 @@ def _voice_name(value: object) -> str | None:
     name = value.get("id") if isinstance(value, dict) else value
     if value is None:
         return None
-    if isinstance(name, str) and 0 < len(name) <= 128 and name.isprintable():
+    if isinstance(name, str) and 0 < len(name) <= MAX_VOICE_CHARS and name.isprintable():
         return name
-    raise PydanticCustomError("voice_name", "must be the name of a voice, of 1 to 128 printable characters")
+    raise PydanticCustomError("voice_name", "must be the name of a voice, of 1 to 256 printable characters")
 
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_without_nul)]

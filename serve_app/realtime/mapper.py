@@ -95,6 +95,8 @@ class Mapper:
         self._conversation_id = f"conv_{session_id}"
         self._event_count = 0
         self._answer: _Answer | None = None
+        self._grown: tuple[ItemId | None, str] = (None, "")
+        """The turn whose words were last shown while it was spoken, and those words."""
 
     def wish(self, request: Request) -> Wish:
         """What the client asks for as a fact; a `session.update` is merged into `config` at once.
@@ -135,7 +137,7 @@ class Mapper:
             case SpeechStarted() | SpeechStopped() | TurnCommitted() | InputCleared():
                 return self._input_events(notice)
             case TranscriptCompleted() | TranscriptFailed() | TranscriptGrown():
-                return [self._transcription(notice)]
+                return [*self._rest_of_the_words(notice), self._transcription(notice)]
             case ItemAdded() | ItemShown() | ItemRemoved() | ItemTruncated():
                 return self._item_events(notice)
             case _:
@@ -162,6 +164,22 @@ class Mapper:
                 return [self._event("input_audio_buffer.cleared")]
             case _:
                 assert_never(notice)
+
+    def _rest_of_the_words(
+        self, notice: TranscriptCompleted | TranscriptFailed | TranscriptGrown
+    ) -> list[ServerEvent]:
+        """In a transcription session the deltas add up to the transcript, unless it contradicts what was shown."""
+        item_id, shown = self._grown
+        shown = shown if item_id == notice.item_id else ""
+        if isinstance(notice, TranscriptGrown):
+            self._grown = notice.item_id, shown + notice.delta
+            return []
+        if self.config.kind == "realtime" or isinstance(notice, TranscriptFailed):
+            return []
+        rest = notice.text.removeprefix(shown)
+        if not rest or not notice.text.startswith(shown):
+            return []
+        return [self._transcription(TranscriptGrown(notice.item_id, rest))]
 
     def _transcription(self, notice: TranscriptCompleted | TranscriptFailed | TranscriptGrown) -> ServerEvent:
         kind = "conversation.item.input_audio_transcription"

@@ -8,11 +8,16 @@ What is known and not built is an error with the path of the field, never silenc
 changes nothing. Accepted without effect, because every client sends them: `transcription.model` (the engine is the
 deployment's; `session.updated` shows its name), `transcription: null` (the answer is made of the transcript, so it
 is always made), `parallel_tool_calls`, and the `id`, `object` and `expires_at` of a session sent back to us.
+
+A session of type "transcription" hears and never answers: to the conversation it is one with `create_response` false,
+and what only an answer has (instructions, a voice, tools) is refused. Its type is chosen when it connects.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Literal
 
 from serve_app.conversation.endpointing import Eagerness
 from serve_app.conversation.events import Modality, ServerVad, Settings, Tool
@@ -50,6 +55,10 @@ class AudioFormat(Enum):
         return {"type": self.value, "rate": self.rate} if self is AudioFormat.PCM else {"type": self.value}
 
 
+SessionKind = Literal["realtime", "transcription"]
+"""The wire's `session.type`."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     settings: Settings = field(default_factory=Settings)
@@ -61,10 +70,13 @@ class SessionConfig:
     """The name of the engine that transcribes, shown to the client."""
     voices: frozenset[str] | None = None
     """The voices that a client may choose; None: any name, the engine decides."""
+    mixes_voices: bool = False
+    """A client may name a mixture of voices: "af_heart:0.7,am_michael:0.3"."""
     default_voice: str = ""
     """Speaks where a client names one of OpenAI's voices."""
     default_vad: ServerVad = field(default_factory=ServerVad)
     """What `server_vad` starts from after `turn_detection` was null."""
+    kind: SessionKind = "realtime"
 
 
 OPENAI_VOICES = frozenset(
@@ -84,6 +96,8 @@ OPENAI_VOICES = frozenset(
         "verse",
     ]
 )
+MOST_VOICES_MIXED = 10
+_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?|\.[0-9]{1,6}")
 BETA_SESSION_FIELDS = {
     "modalities": "output_modalities",
     "voice": "audio.output.voice",
@@ -116,7 +130,15 @@ def apply_update(current: SessionConfig, event: SessionUpdate) -> SessionConfig:
 
 def to_wire(config: SessionConfig, session_id: str) -> dict[str, object]:
     """The whole effective session object of `session.created` and `session.updated`."""
-    settings, vad = config.settings, config.settings.turn_detection
+    settings = config.settings
+    if config.kind == "transcription":
+        return {
+            "type": "transcription",
+            "object": "realtime.transcription_session",
+            "id": session_id,
+            "audio": {"input": _input_to_wire(config)},
+            "include": None,
+        }
     return {
         "type": "realtime",
         "object": "realtime.session",
@@ -126,17 +148,7 @@ def to_wire(config: SessionConfig, session_id: str) -> dict[str, object]:
         "output_modalities": [settings.modality],
         "max_output_tokens": settings.max_output_tokens or "inf",
         "audio": {
-            "input": {
-                "format": config.input_format.to_wire(),
-                # Exactly these three: Pipecat's model of it takes no others.
-                "transcription": {
-                    "model": config.transcription_model or None,
-                    "language": settings.language,
-                    "prompt": settings.transcription_prompt,
-                },
-                "noise_reduction": None,
-                "turn_detection": vad and _vad_to_wire(vad),
-            },
+            "input": _input_to_wire(config),
             "output": {
                 "format": config.output_format.to_wire(),
                 "voice": settings.voice or None,
@@ -150,6 +162,26 @@ def to_wire(config: SessionConfig, session_id: str) -> dict[str, object]:
         "include": None,
         "prompt": None,
     }
+
+
+def _input_to_wire(config: SessionConfig) -> dict[str, object]:
+    settings, vad = config.settings, config.settings.turn_detection
+    return {
+        "format": config.input_format.to_wire(),
+        # Exactly these three: Pipecat's model of it takes no others.
+        "transcription": {
+            "model": config.transcription_model or None,
+            "language": settings.language,
+            "prompt": settings.transcription_prompt,
+        },
+        "noise_reduction": None,
+        "turn_detection": vad and _vad_to_wire(vad, config.kind),
+    }
+
+
+def listening_only(vad: ServerVad) -> ServerVad:
+    """The same turns, of which none is answered."""
+    return replace(vad, create_response=False, interrupt_response=False)
 
 
 def modality_of(output_modalities: list[str], param: str) -> Modality:
@@ -185,9 +217,20 @@ def check_voice(config: SessionConfig, voice: str, param: str) -> str:
     if voice in OPENAI_VOICES and config.default_voice and voice not in (config.voices or ()):
         return config.default_voice
     if config.voices is not None and voice not in config.voices:
+        if config.mixes_voices and _is_mixture_of(config.voices, voice):
+            return voice
         names = ", ".join(sorted(config.voices)[:40])
         raise ProtocolError("invalid_value", f"Invalid '{param}': the voices are {names}.", param)
     return voice
+
+
+def _is_mixture_of(voices: frozenset[str], voice: str) -> bool:
+    """The rule of `deployments.engines.kokoro_voices`, so that a client is told at once and not by its next answer."""
+    parts = [[each.strip() for each in part.split(":", 1)] for part in voice.split(",")]
+    weights = [part[1] if len(part) > 1 else "1" for part in parts]
+    are_numbers = all(_WEIGHT.fullmatch(weight) for weight in weights)
+    names = {part[0] for part in parts}
+    return are_numbers and any(map(float, weights)) and names <= voices and len(names) <= MOST_VOICES_MIXED
 
 
 def refuse_unbuilt(fields: Mapping[str, object], prefix: str) -> None:
@@ -257,15 +300,15 @@ def _merge_tools(settings: Settings, session: Session) -> Settings:
 
 
 def _refuse_session(current: SessionConfig, session: Session) -> None:
-    match session.type:
-        case None | "realtime":
-            pass
-        case "transcription":
-            raise not_supported("session.type", "sessions that only transcribe")
-        case _:
-            raise ProtocolError(
-                "invalid_value", "Invalid 'session.type': must be 'realtime'.", "session.type"
-            )
+    if session.type not in (None, current.kind):
+        raise ProtocolError(
+            "invalid_value",
+            f"Invalid 'session.type': this session's is '{current.kind}', settled when it connected; "
+            "'transcription' is chosen by ?intent=transcription.",
+            "session.type",
+        )
+    if current.kind == "transcription":
+        _refuse_answers(session)
     if session.model is not None and current.model not in ("", session.model):
         message = f"The model of a session cannot be changed; it is {current.model!r}."
         raise ProtocolError("invalid_value", message, "session.model")
@@ -280,6 +323,22 @@ def _refuse_session(current: SessionConfig, session: Session) -> None:
     refuse_unbuilt(unbuilt, "session")
 
 
+def _refuse_answers(session: Session) -> None:
+    fields = {
+        "instructions": session.instructions,
+        "output_modalities": session.output_modalities,
+        "max_output_tokens": session.max_output_tokens,
+        "audio.output": session.audio and session.audio.output,
+        "tools": session.tools,
+        "tool_choice": session.tool_choice,
+    }
+    for name, value in fields.items():
+        if value is not None:
+            path = f"session.{name}"
+            message = f"Unknown parameter: '{path}' is not part of a session of type 'transcription'."
+            raise ProtocolError("unknown_parameter", message, path)
+
+
 def _merge_input(config: SessionConfig, audio: AudioInput) -> SessionConfig:
     refuse_unbuilt({"noise_reduction": audio.noise_reduction}, "session.audio.input")
     settings = config.settings
@@ -287,7 +346,7 @@ def _merge_input(config: SessionConfig, audio: AudioInput) -> SessionConfig:
         settings = _merge_transcription(settings, audio.transcription)
     if audio.turn_detection is not None:
         base = settings.turn_detection or config.default_vad
-        settings = replace(settings, turn_detection=_merge_vad(base, audio.turn_detection))
+        settings = replace(settings, turn_detection=_merge_vad(base, audio.turn_detection, config.kind))
     elif "turn_detection" in audio.model_fields_set:
         settings = replace(settings, turn_detection=None)
     input_format = config.input_format
@@ -306,14 +365,19 @@ def _merge_transcription(settings: Settings, transcription: Transcription) -> Se
     return settings
 
 
-def _merge_vad(base: ServerVad, wanted: TurnDetection) -> ServerVad:
+def _merge_vad(base: ServerVad, wanted: TurnDetection, kind: SessionKind) -> ServerVad:
     path = "session.audio.input.turn_detection"
     if wanted.type not in ("server_vad", "semantic_vad"):
         message = f"Invalid '{path}.type': must be 'server_vad' or 'semantic_vad'."
         raise ProtocolError("invalid_value", message, f"{path}.type")
     refuse_unbuilt({"idle_timeout_ms": wanted.idle_timeout_ms}, path)
     given = wanted.model_dump(exclude_none=True, exclude={"type", "idle_timeout_ms", "eagerness"})
-    return replace(base, **given, eagerness=_eagerness(wanted))
+    vad = replace(base, **given, eagerness=_eagerness(wanted))
+    if kind == "realtime":
+        return vad
+    if wanted.create_response:
+        raise not_supported(f"{path}.create_response", "responses in a session of type 'transcription'")
+    return listening_only(vad)
 
 
 def _eagerness(wanted: TurnDetection) -> Eagerness | None:
@@ -323,19 +387,24 @@ def _eagerness(wanted: TurnDetection) -> Eagerness | None:
     return "medium" if wanted.eagerness is None or wanted.eagerness == "auto" else wanted.eagerness
 
 
-def _vad_to_wire(vad: ServerVad) -> dict[str, object]:
-    answers: dict[str, object] = {
-        "create_response": vad.create_response,
-        "interrupt_response": vad.interrupt_response,
-    }
+def _vad_to_wire(vad: ServerVad, kind: SessionKind) -> dict[str, object]:
+    answers: dict[str, object] = (
+        {}
+        if kind == "transcription"
+        else {
+            "create_response": vad.create_response,
+            "interrupt_response": vad.interrupt_response,
+        }
+    )
     if vad.eagerness is not None:
         return {"type": "semantic_vad", "eagerness": vad.eagerness, **answers}
+    if kind == "realtime":
+        answers["idle_timeout_ms"] = None
     return {
         "type": "server_vad",
         "threshold": vad.threshold,
         "prefix_padding_ms": vad.prefix_padding_ms,
         "silence_duration_ms": vad.silence_duration_ms,
-        "idle_timeout_ms": None,
         **answers,
     }
 

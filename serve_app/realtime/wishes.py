@@ -75,6 +75,10 @@ def to_wish(request: ConversationRequest, config: SessionConfig) -> Wish:
 
 def _to_wish(request: ConversationRequest, config: SessionConfig) -> Wish:
     event_id = request.event_id
+    if config.kind == "transcription" and isinstance(request, ItemCreate | ResponseCreate):
+        raise not_supported(
+            "type", f"'{request.type}' in a session of type 'transcription'; it never answers"
+        )
     match request:
         case InputAudioCommit():
             return AudioCommitted(event_id)
@@ -188,7 +192,7 @@ def _response_requested(
             raise not_supported(path, "another audio format than the session's for one response")
     voice = output.voice
     if voice is not None:
-        check_voice(config, voice, "response.audio.output.voice")
+        voice = check_voice(config, voice, "response.audio.output.voice")
     tools = None if params.tools is None else tools_of(params.tools, "response.tools")
     choice = None
     if params.tool_choice is not None:

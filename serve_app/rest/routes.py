@@ -37,6 +37,8 @@ class Options:
     """Where a request says nothing."""
     context_tokens: int | None = None
     """A request that asks for more tokens is given so many; None: the engine decides."""
+    mixes_voices: bool = False
+    """A request may name a mixture of voices."""
     voice: str = ""
     """Where a request names none, or one of OpenAI's."""
     speed: float = 1.0
@@ -130,7 +132,11 @@ class Endpoints:
         options = self._options
         voice = options.voice
         if wanted.voice:
-            known = SessionConfig(voices=await self._server.voices(), default_voice=options.voice)
+            known = SessionConfig(
+                voices=await self._server.voices(),
+                mixes_voices=options.mixes_voices,
+                default_voice=options.voice,
+            )
             voice = check_voice(known, wanted.voice, "voice")
         speed = options.speed if wanted.speed is None else wanted.speed
         chunks = speech.spoken(self._engines.synthesizer, wanted.input, voice, speed, options.time_limits)

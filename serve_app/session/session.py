@@ -22,6 +22,7 @@ from serve_app.conversation.commands import (
     Command,
     Generate,
     InsertSilence,
+    JudgeTurn,
     Notice,
     Play,
     Refused,
@@ -29,6 +30,8 @@ from serve_app.conversation.commands import (
     ResponseStarted,
     Synthesize,
     Transcribe,
+    TranscriptCompleted,
+    TranscriptFailed,
     Work,
 )
 from serve_app.conversation.conversation import Conversation
@@ -38,7 +41,7 @@ from serve_app.realtime import codec
 from serve_app.realtime.client_events import InputAudio
 from serve_app.realtime.errors import ProtocolError
 from serve_app.realtime.mapper import Mapper
-from serve_app.realtime.session_config import SessionConfig
+from serve_app.realtime.session_config import SessionConfig, SessionKind
 
 from .input import AudioInput
 from .stages import Engines, StageCalls, TimeLimits
@@ -81,6 +84,12 @@ class Observer(Protocol):
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         """An answer begun before the end of the turn was dropped; None: it was confirmed."""
+        ...
+
+    def transcribed(
+        self, session_id: str, kind: SessionKind, heard: TranscriptCompleted | TranscriptFailed
+    ) -> None:
+        """A turn of the user has been put into words, or could not be."""
         ...
 
     def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
@@ -286,10 +295,8 @@ class Session:
 
     def _do(self, work: Work) -> None:
         match work:
-            case Transcribe(transcription_id, start, stop):
-                self._spawn(
-                    transcription_id, self._calls.transcribe(work, self._input.read(start, stop)), "stt"
-                )
+            case Transcribe() | JudgeTurn():
+                self._listen_to(work)
             case Generate(response_id):
                 if response_id != self._last_generated:  # a second try keeps the format of the first
                     self._last_generated = response_id
@@ -311,6 +318,17 @@ class Session:
                 self._enqueue(OutgoingAudio(chunk_id, response_id, text))
             case InsertSilence(samples):
                 self._hear_silence(samples)
+            case _:
+                assert_never(work)
+
+    def _listen_to(self, work: Transcribe | JudgeTurn) -> None:
+        pcm = self._input.read(work.start, work.stop)
+        match work:
+            case Transcribe(transcription_id):
+                self._spawn(transcription_id, self._calls.transcribe(work, pcm), "stt")
+            case JudgeTurn():
+                self._cancel(JudgeTurn)  # an opinion on an older pause is of no use
+                self._spawn(JudgeTurn, self._calls.judge(work, pcm), "turn")
             case _:
                 assert_never(work)
 
@@ -336,6 +354,8 @@ class Session:
             self._send(event)
         if isinstance(notice, ResponseDone):
             self._observer.turn_done(self.session_id, notice)
+        elif isinstance(notice, TranscriptCompleted | TranscriptFailed):
+            self._observer.transcribed(self.session_id, self._mapper.config.kind, notice)
 
     # --- out --------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Time limits are per event: the first, then each further one. Cancelling the task
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -27,8 +28,9 @@ from deployments.interfaces import (
     ToolCallDelta,
     Tools,
     Transcriber,
+    TurnJudge,
 )
-from serve_app.conversation.commands import Generate, Message, Synthesize, Transcribe
+from serve_app.conversation.commands import Generate, JudgeTurn, Message, Synthesize, Transcribe
 from serve_app.conversation.events import (
     CallGenerated,
     CallId,
@@ -44,6 +46,7 @@ from serve_app.conversation.events import (
     TokensGenerated,
     TranscriptFinished,
     TranscriptionFailed,
+    TurnJudged,
     Usage,
     WordTime,
 )
@@ -51,6 +54,7 @@ from serve_app.realtime.session_config import AudioFormat
 
 from .output import SegmentCutter
 
+log = logging.getLogger("voice_serve.session")
 T = TypeVar("T")
 
 
@@ -62,6 +66,8 @@ class Engines:
     transcriber: Transcriber
     chat: ChatModel
     synthesizer: Synthesizer
+    turn_judge: TurnJudge | None = None
+    """None: only the words tell whether a turn is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +157,16 @@ class StageCalls:
             self._report(TranscriptionFailed(command.transcription_id, _failure(error)))
         else:
             self._report(TranscriptFinished(command.transcription_id, transcript.text))
+
+    async def judge(self, command: JudgeTurn, pcm: bytes) -> None:
+        """An opinion that does not come is no failure of the turn: its wait follows the words alone."""
+        assert self._engines.turn_judge is not None, "asked for only where there is one"
+        try:
+            completeness = await self._engines.turn_judge.completeness(pcm)
+        except EngineError as error:
+            log.warning("no opinion on the end of a turn", extra={"error": str(error)})
+        else:
+            self._report(TurnJudged(command.judgement_id, completeness))
 
     async def generate(self, command: Generate) -> None:
         messages = [_chat_message(message) for message in command.messages]

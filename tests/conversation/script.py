@@ -22,6 +22,7 @@ from serve_app.conversation.commands import (
     Command,
     Generate,
     InsertSilence,
+    JudgeTurn,
     Play,
     ResponseDone,
     ResponseStarted,
@@ -51,11 +52,13 @@ from serve_app.conversation.events import (
     TranscriptFinished,
     TranscriptionFailed,
     TruncationRequested,
+    TurnJudged,
     Usage,
     WordTime,
 )
 from serve_app.conversation.interruption import AgentState
 from serve_app.conversation.parameters import Parameters
+from serve_app.conversation.turn_taking import UserState
 
 FRAME = 512
 FRAME_S = 1 / 32
@@ -74,6 +77,7 @@ class Delays:
     """How long each engine takes, and how many of its next calls fail."""
 
     stt_s: float = 1 / 8
+    opinion_s: float = 1 / 32
     first_token_s: float = 1 / 8
     token_gap_s: float = 1 / 64
     first_audio_s: float = 1 / 8
@@ -169,6 +173,8 @@ class World:
         self.hears: Callable[[str], str] = lambda said: said
         """What the transcriber makes of what was said."""
         self.is_failure_retryable = True
+        self.opinion: float | None = None
+        """How complete every pause sounds; None: no opinion comes."""
         self._said: list[tuple[int, str]] = []
         self._agenda: list[tuple[float, int, object, Event]] = []
         self._order = count()
@@ -261,6 +267,10 @@ class World:
     def agent(self) -> AgentState:
         return self.conversation.agent_state(self.now)
 
+    @property
+    def user(self) -> UserState:
+        return self.conversation.user_state
+
     # --- the session ------------------------------------------------------------------------------------------------
 
     def tell(self, event: Event) -> list[Command]:
@@ -325,6 +335,11 @@ class World:
         match command:
             case Transcribe():
                 self._transcribe(command)
+            case JudgeTurn(judgement_id):
+                self._cancel(JudgeTurn)
+                if self.opinion is not None:
+                    judged = TurnJudged(judgement_id, self.opinion)
+                    self._later(self.delays.opinion_s, JudgeTurn, judged)
             case Generate():
                 self._generate(command)
             case Synthesize():

@@ -191,6 +191,72 @@ FAULTS = [
         "return self._in_flight is None and not any(",
         "return not any(",
     ),
+    Fault(
+        "a draft is confirmed whatever it answers",
+        "answering.py",
+        "if draft is not None and draft.order == order:",
+        "if draft is not None:",
+    ),
+    Fault(
+        "a draft outlives its pause",
+        "conversation.py",
+        "        if turn is None:\n            self._answering.drop_draft()\n",
+        "        if turn is None:\n            pass\n",
+    ),
+    Fault(
+        "drafts without end",
+        "conversation.py",
+        "turn.drafts < self._drafts_per_turn and",
+        "self._drafts_per_turn and",
+    ),
+    Fault(
+        "a draft that is dropped goes on",
+        "answering.py",
+        "            self._emit(CancelWork(draft.response_id, wasted_tokens=draft.usage.output_tokens))\n",
+        "            pass\n",
+    ),
+    Fault(
+        "the whole of a draft is synthesised",
+        "answering.py",
+        "if self._draft is not None and not self._draft.utterance.segments:",
+        "if self._draft is not None:",
+    ),
+    Fault(
+        "a draft is begun beside a response",
+        "conversation.py",
+        "is_busy = self._answering.is_active or self._hearing",
+        "is_busy = self._hearing",
+    ),
+    Fault(
+        "words are shown that only one transcription heard",
+        "hearing.py",
+        "            self._show_agreed(turn, text.split())\n",
+        "            turn.interim = text.split()\n            self._show_agreed(turn, text.split())\n",
+    ),
+    Fault(
+        "an interim keeps a final waiting",
+        "hearing.py",
+        "        if self._waiting or self._wants_draft_transcript():\n            self._cancel_interim()\n",
+        "",
+    ),
+    Fault(
+        "an interim is taken for the final",
+        "hearing.py",
+        "        if flight.is_interim:\n            self._space_interims(now - flight.began_at)",
+        "        if False:\n            self._space_interims(now - flight.began_at)",
+    ),
+    Fault(
+        "an opinion outlives its pause",
+        "hearing.py",
+        "        turn.judgement_id = turn.opinion = None\n",
+        "",
+    ),
+    Fault(
+        "an opinion on an older pause counts",
+        "hearing.py",
+        "if turn is not None and turn.judgement_id == judgement_id:",
+        "if turn is not None:",
+    ),
 ]
 
 

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from serve_app.conversation.commands import (
     CallMade,
     CancelTranscription,
+    CancelWork,
     Command,
     Generate,
     InputCleared,
@@ -38,9 +39,11 @@ from serve_app.conversation.commands import (
     SpeechStarted,
     SpeechStopped,
     Synthesize,
+    Transcribe,
     TranscriptCompleted,
     TranscriptDelta,
     TranscriptFailed,
+    TranscriptGrown,
     TurnCommitted,
 )
 from serve_app.conversation.conversation import Conversation
@@ -61,6 +64,7 @@ from serve_app.conversation.events import (
     ItemDeleted,
     ItemId,
     ItemRetrieved,
+    JudgementId,
     ResponseId,
     ResponseRequested,
     SegmentId,
@@ -77,9 +81,11 @@ from serve_app.conversation.events import (
     TranscriptionFailed,
     TranscriptionId,
     TruncationRequested,
+    TurnJudged,
 )
 from serve_app.conversation.interruption import AgentState
 from serve_app.conversation.parameters import Parameters
+from serve_app.conversation.turn_taking import UserState
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 SHORT = "Yes, of course I can."
@@ -110,12 +116,32 @@ class Referee:
         self._turn_spans: dict[ItemId, tuple[int, int]] = {}
         """In samples; the end is 0 until the turn has one."""
         self._transcribed: set[str] = set()
+        self._turn: ItemId | None = None
+        """Of the newest speech."""
+        self._interims: set[TranscriptionId] = set()
+        self._grown: dict[ItemId, str] = {}
+        """What was shown of a turn while it was spoken."""
+        self._put_into_words: set[ItemId] = set()
+        self.draft: Generate | None = None
+        """An answer begun before the end of the turn, of which nobody but the engines knows."""
+        self._draft_segments = 0
+        self._drafts_of: Counter[ItemId | None] = Counter()
+        self._dropped: set[ResponseId] = set()
+        self._begun: set[ItemId] = set()
+        """Items of the responses that the client was told of."""
 
     def watch(self, command: Command) -> None:
         previous, self._previous = self._previous, command
         if isinstance(previous, TranscriptDelta) and self.open is not None and self.open.modality == "audio":
             assert isinstance(command, Play), "words come just before their sound"
+        assert getattr(command, "response_id", None) not in self._dropped, "a wrong draft leaves no trace"
         match command:
+            case Generate() | Synthesize() if self._is_of_a_draft(command):
+                self._drafted(command)
+            case CancelWork():
+                self._cancelled(command)
+            case TranscriptGrown():
+                self._more_words(command)
             case ResponseStarted():
                 self._started(command, previous)
             case Play() | Generate() | Synthesize() | TranscriptDelta():
@@ -149,7 +175,61 @@ class Referee:
                 awaited = [call.call_id for call in message.calls]
         assert not awaited, "a call without its output"
 
+    def _is_of_a_draft(self, command: Generate | Synthesize) -> bool:
+        return self.open is None or command.response_id != self.open.response_id
+
+    def _drafted(self, command: Generate | Synthesize) -> None:
+        if isinstance(command, Synthesize):
+            assert self.draft is not None
+            assert command.response_id == self.draft.response_id
+            self._draft_segments += 1
+            assert self._draft_segments == 1, "no more than its first segment is synthesised"
+            return
+        assert self.draft is None, "one draft at a time"
+        assert self.open is None, "no draft beside a response"
+        assert self._has_floor, "a draft is begun within a turn"
+        assert self.world.user is UserState.PAUSING, "and at a pause"
+        settings = self.world.conversation.settings
+        assert settings.modality == "audio"
+        assert settings.turn_detection is not None
+        assert settings.turn_detection.create_response
+        self._drafts_of[self._turn] += 1
+        assert self._drafts_of[self._turn] <= self.world.parameters.drafts_per_turn
+        self._generations[command.response_id] += 1
+        self.draft, self._draft_segments = command, 0
+
+    def _cancelled(self, command: CancelWork) -> None:
+        is_draft = self.draft is not None and command.response_id == self.draft.response_id
+        assert (command.wasted_tokens is not None) == is_draft
+        if is_draft:
+            self._dropped.add(command.response_id)
+            self.draft = None
+            self.reached["draft dropped"] += 1
+
+    def _confirmed(self, started: ResponseStarted) -> None:
+        assert self.draft is not None
+        assert started.response_id == self.draft.response_id
+        settings = self.world.conversation.settings
+        asked = self.world.conversation.history.messages(settings.instructions)
+        told, since = asked[: len(self.draft.messages)], asked[len(self.draft.messages) :]
+        assert self.draft.messages == told, "it answers what was asked, all of it and nothing else"
+        assert all(message.calls or message.output_of for message in since), "its own calls, if it has ended"
+        assert not self._has_floor, "it is told of when the turn has ended"
+        self.draft = None
+        self.reached["draft confirmed"] += 1
+
+    def _more_words(self, grown: TranscriptGrown) -> None:
+        assert self._has_floor, "only of a turn under way"
+        assert grown.item_id == self._turn
+        assert grown.item_id not in self._put_into_words, "never after it was completed"
+        assert grown.delta.strip()
+        self._grown[grown.item_id] = self._grown.get(grown.item_id, "") + grown.delta
+        self.reached["shown while spoken"] += 1
+
     def _words_known(self, completed: TranscriptCompleted) -> None:
+        assert completed.item_id not in self._put_into_words, "once"
+        self._put_into_words.add(completed.item_id)
+        assert completed.text.startswith(self._grown.get(completed.item_id, "")), "what was shown stays"
         words = set(completed.text.split())
         assert not words & self._transcribed, "no word is taken twice"
         self._transcribed |= words
@@ -164,6 +244,7 @@ class Referee:
         match command:
             case SpeechStarted(item_id, audio_start_ms):
                 self._has_floor = True
+                self._turn = item_id
                 self._turn_spans[item_id] = (audio_start_ms + 1) * 16, 0
                 is_tail = self.open is None and self.world.listener.plays_until > self.world.now
                 self.reached["tail interrupted"] += is_tail
@@ -176,18 +257,26 @@ class Referee:
                 self._has_floor &= settings.turn_detection is not None
             case TurnCommitted(item_id):
                 self.reached["committed by the client"] += item_id not in self._turn_spans
-            case CancelTranscription():
-                self.reached["speech resumed"] += 1
+            case Transcribe(transcription_id, is_interim=True):
+                self._interims.add(transcription_id)
+            case CancelTranscription(transcription_id):
+                self.reached["speech resumed"] += transcription_id not in self._interims
+            case TranscriptFailed(item_id):
+                self._put_into_words.add(item_id)
             case InsertSilence():
                 self.reached["input stalled"] += 1
 
     def _started(self, started: ResponseStarted, previous: Command | None) -> None:
         assert self.open is None, "one response at a time"
         assert started.response_id not in self.done
+        if started.was_drafted:
+            self._confirmed(started)
+        assert self.draft is None, "a draft is confirmed or dropped before another answer begins"
         has_failed = isinstance(previous, TranscriptFailed)
         assert self.is_unanswered or self.is_requested or has_failed, "nothing unasked"
         assert self.is_requested or has_failed or not self._has_floor, "the user is not talked over"
         self.open = started
+        self._begun.add(started.item_id)
         self.is_unanswered = self.is_requested = False
 
     def _ended(self, done: ResponseDone) -> None:
@@ -241,9 +330,14 @@ class Referee:
         if world.listener.plays_until > world.now:
             assert world.agent is AgentState.SPEAKING, "until the end of playout"
         for item in conversation.history.items():
+            is_said = item.role == "assistant" and item.modality == "audio"
+            assert not is_said or item.item_id in self._begun, "nothing of a draft is in the history"
             if item.item_id in self.spoken:
                 assert item.text.split() == self.heard(item.item_id)
                 assert item.status != "in_progress"
+        if self.draft is not None:
+            assert self._has_floor, "a draft does not outlive its turn"
+            assert world.user is UserState.PAUSING, "nor its pause"
         if self.open is not None:
             assert world.agent is not AgentState.IDLE
         deadline = conversation.deadline()
@@ -260,11 +354,27 @@ class Talk(RuleBasedStateMachine):
         first_token_s=st.sampled_from([0.0, 1 / 8, 1.0]),
         first_audio_s=st.sampled_from([0.0, 1 / 8]),
         chunk_gap_s=st.sampled_from([0.0, 1 / 64, 1 / 8]),
+        drafts=st.sampled_from([0, 1, 3]),
+        interim_s=st.sampled_from([0.0, 0.25, 0.5]),
+        opinion=st.sampled_from([None, 0.0, 1.0]),
     )
-    def begin(self, at_pause: bool, **delays: float) -> None:
-        parameters = Parameters(playout_lead_s=LEAD_S, max_turn_s=4.0, transcribe_at_pause=at_pause)
-        tools = Settings(tools=(Tool("f"), Tool("g")))
-        self.world = World(settings=tools, parameters=parameters, delays=Delays(token_gap_s=1 / 64, **delays))
+    def begin(
+        self, at_pause: bool, drafts: int, interim_s: float, opinion: float | None, **delays: float
+    ) -> None:
+        parameters = Parameters(
+            playout_lead_s=LEAD_S,
+            max_turn_s=4.0,
+            transcribe_at_pause=at_pause,
+            drafts_per_turn=drafts,
+            interim_s=interim_s,
+            judges_turns=opinion is not None,
+        )
+        self.world = World(
+            settings=Settings(tools=(Tool("f"), Tool("g"))),
+            parameters=parameters,
+            delays=Delays(token_gap_s=1 / 64, **delays),
+        )
+        self.world.opinion = opinion
         self.referee = Referee(self.world)
         self.world.on_command = self.referee.watch
         self.words = (f"w{i}" for i in count(1))
@@ -432,6 +542,7 @@ class Talk(RuleBasedStateMachine):
                 ServerVad(),
                 ServerVad(interrupt_response=False),
                 ServerVad(create_response=False),
+                ServerVad(eagerness="high"),
                 ServerVad(silence_duration_ms=200, prefix_padding_ms=0),
                 None,
             ]
@@ -481,6 +592,7 @@ class Talk(RuleBasedStateMachine):
             [
                 TranscriptFinished(TranscriptionId(999), "ghost"),
                 TranscriptionFailed(TranscriptionId(999), BROKEN),
+                TurnJudged(JudgementId(999), 1.0),
                 TokensGenerated(ResponseId("resp_0_999"), "ghost"),
                 CallGenerated(ResponseId("resp_0_999"), None, "f", "{}"),
                 GenerationFinished(ResponseId("resp_0_999"), "stop", None),
@@ -544,6 +656,7 @@ class Talk(RuleBasedStateMachine):
         self.world.wait(2.0)
         self.referee.check()
         assert self.referee.open is None
+        assert self.referee.draft is None
         assert not self.referee.is_unanswered, "an answer is owed"
         assert not self.referee.is_requested, "an answer was asked for"
         assert (
@@ -565,7 +678,7 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         Talk,
         settings=settings(
             derandomize=not EXAMPLES,
-            max_examples=EXAMPLES or 600,
+            max_examples=EXAMPLES or 400,
             stateful_step_count=40,
             deadline=None,
             database=None,
@@ -590,5 +703,8 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "called",
         "called after words",
         "output given",
+        "draft confirmed",
+        "draft dropped",
+        "shown while spoken",
     ]
     assert {name: Talk.reached[name] for name in expected if Talk.reached[name] < 2} == {}

@@ -238,7 +238,7 @@ async def test_a_cancelled_caller_does_not_wait_and_no_second_forward_starts(
         assert await cancelled_after(1.0, speak(engine, text)) < RELEASE_S
     finally:
         go_on()
-    await asyncio.wrap_future(engine._executor.submit(lambda: None))
+    await asyncio.wrap_future(engine.batches._executor.submit(lambda: None))
     assert len(begun) == 1
 
 

@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Json | str, str, str | None]] = {
     "no tokens": (update(max_output_tokens=0), "invalid_value", "session.max_output_tokens"),
     "a transcription session": (
         event("session.update", session={"type": "transcription"}),
-        "not_supported",
+        "invalid_value",
         "session.type",
     ),
     "a name of the beta": (update(voice="af_heart"), "unknown_parameter", "session.voice"),

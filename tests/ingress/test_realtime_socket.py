@@ -11,6 +11,7 @@ from session.virtual import the_loop, virtual_time
 from deployments.interfaces import EngineFailed
 from serve_app.config import Access
 from serve_app.ingress import CLOSE_S, SocketTransport, is_origin_allowed
+from serve_app.session.stages import Engines
 
 KEY = "sk-right"
 
@@ -81,6 +82,45 @@ async def test_a_caller_who_is_gone_before_the_session_began_leaves_nothing():
                 socket.send({"type": "response.create"})
             socket.hang_up()
         assert server.session_count == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "spoken_by"), [("af_heart:0.7,any:0.3",) * 2, ("shimmer", "af_heart"), ("any", "any")]
+)
+@virtual_time
+async def test_a_voice_of_the_session_and_one_of_a_response_reach_the_engine(named: str, spoken_by: str):
+    for where in ("session", "response"):
+        engines = scripted()
+        asked = _voices_asked_of(engines)
+        async with connected(server_of(engines=engines, tts={"engine": "kokoro"})) as socket:
+            await socket.until("session.created")
+            voice = {"audio": {"output": {"voice": named}}}
+            if where == "session":
+                socket.send({"type": "session.update", "session": voice})
+                shown = (await socket.until("session.updated"))["session"]
+                assert shown["audio"]["output"]["voice"] == spoken_by
+            socket.send(
+                {
+                    "type": "response.create",
+                    "response": {"instructions": "Greet.", **(voice if where == "response" else {})},
+                }
+            )
+            done = await socket.until("response.done")
+        assert done["response"]["status"] == "completed"
+        assert done["response"]["audio"]["output"]["voice"] == spoken_by
+        assert set(asked) == {spoken_by}
+
+
+def _voices_asked_of(engines: Engines) -> list[str]:
+    asked: list[str] = []
+    synthesize = engines.synthesizer.synthesize
+
+    def noted(text: str, *, voice: str, speed: float) -> Any:
+        asked.append(voice)
+        return synthesize(text, voice=voice, speed=speed)
+
+    engines.synthesizer.synthesize = noted  # type: ignore[method-assign]
+    return asked
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
@@ -217,14 +257,6 @@ async def test_callers_who_are_refused_take_no_place():
             await socket.until_closed()
     async with connected(server, headers={"Authorization": f"Bearer {KEY}"}) as socket:
         await socket.until("session.created")
-
-
-@virtual_time
-async def test_sessions_that_only_transcribe_get_a_typed_error():
-    async with connected(server_of(), query="intent=transcription") as socket:
-        assert (await socket.until_closed())[0] == 1008
-        assert refusal(socket) == "not_supported"
-        assert socket.events[0]["error"]["type"] == "invalid_request_error"
 
 
 @virtual_time

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,21 @@ from openai.types.realtime.realtime_session_create_request import RealtimeSessio
 from openai.types.realtime.realtime_session_create_response import RealtimeSessionCreateResponse
 from realtime.client_examples import SESSION
 
+from deployments.engines import kokoro_voices
+from deployments.engines.kokoro_voices import Voices
+from deployments.interfaces import BadRequest
 from serve_app.conversation.events import ServerVad, Settings, Tool, ToolChoice
 from serve_app.realtime.client_events import SessionUpdate
 from serve_app.realtime.codec import decode
 from serve_app.realtime.errors import ProtocolError
-from serve_app.realtime.session_config import AudioFormat, SessionConfig, apply_update, check_voice, to_wire
+from serve_app.realtime.session_config import (
+    MOST_VOICES_MIXED,
+    AudioFormat,
+    SessionConfig,
+    apply_update,
+    check_voice,
+    to_wire,
+)
 
 CURRENT = SessionConfig(
     settings=Settings(
@@ -203,7 +214,7 @@ def test_a_voice_on_the_list_is_taken():
 
 IN, OUT = "session.audio.input", "session.audio.output"
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "transcription session": ({"type": "transcription"}, "not_supported", "session.type"),
+    "transcription session": ({"type": "transcription"}, "invalid_value", "session.type"),
     "unknown session": ({"type": "translation"}, "invalid_value", "session.type"),
     "another model": ({"model": "gpt-realtime"}, "invalid_value", "session.model"),
     "both modalities": (
@@ -362,3 +373,62 @@ def test_one_of_openais_voices_is_spoken_by_the_servers_own() -> None:
     assert check_voice(config, "echo", "voice") == "echo"
     with pytest.raises(ProtocolError):
         check_voice(config, "nobody", "voice")
+
+
+MIXING = SessionConfig(
+    voices=frozenset({"af_heart", "am_michael"}), mixes_voices=True, default_voice="af_heart"
+)
+MIXTURES = ["af_heart:0.7,am_michael:0.3", "af_heart, am_michael", "af_heart:2", "af_heart:1,am_michael:0"]
+NO_MIXTURES = [
+    "af_heart,",
+    ",af_heart",
+    "af_heart:0.7,nobody:0.3",
+    "alloy:0.7,am_michael:0.3",
+    "af_heart:",
+    "af_heart:x",
+    "af_heart:-1,am_michael:2",
+    "af_heart:nan",
+    "af_heart:0,am_michael:0",
+    "af_heart:0.5:0.5",
+]
+
+
+@pytest.mark.parametrize("voice", MIXTURES)
+def test_a_mixture_of_known_voices_speaks(voice: str, kokoro: Voices) -> None:
+    assert updated(audio_out(voice=voice), replace(CURRENT, **_voices_of(MIXING))).settings.voice == voice
+    assert kokoro.parse(voice), "and the engine takes it"
+
+
+@pytest.mark.parametrize("voice", NO_MIXTURES)
+def test_a_mixture_that_the_engine_would_refuse_is_refused_at_once(voice: str, kokoro: Voices) -> None:
+    with pytest.raises(ProtocolError):
+        check_voice(MIXING, voice, "voice")
+    with pytest.raises(BadRequest):
+        kokoro.parse(voice)
+
+
+@pytest.mark.parametrize("voice", MIXTURES)
+def test_an_engine_that_cannot_mix_is_not_asked_to(voice: str) -> None:
+    with pytest.raises(ProtocolError):
+        check_voice(replace(MIXING, mixes_voices=False), voice, "voice")
+
+
+def test_too_many_voices_are_no_mixture(kokoro: Voices) -> None:
+    assert MOST_VOICES_MIXED == kokoro_voices._MOST_VOICES
+    names = [f"v{number}" for number in range(MOST_VOICES_MIXED + 1)]
+    config = replace(MIXING, voices=frozenset(names))
+    assert check_voice(config, ",".join(names[1:]), "voice")
+    with pytest.raises(ProtocolError):
+        check_voice(config, ",".join(names), "voice")
+
+
+@pytest.fixture
+def kokoro(tmp_path: Path) -> Voices:
+    (tmp_path / "voices").mkdir()
+    for name in ("af_heart", "am_michael"):
+        (tmp_path / "voices" / f"{name}.pt").touch()
+    return Voices(tmp_path)
+
+
+def _voices_of(config: SessionConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("voices", "mixes_voices", "default_voice")}

@@ -122,6 +122,17 @@ def test_a_call_and_its_output_from_the_client():
     assert create(output) == ItemCreated("tool", "", ItemId("i"), output_of=CallId("c"), event_id="e1")
 
 
+@pytest.mark.parametrize(
+    ("named", "speaks"),
+    [("alloy", "af_heart"), ("bm_george", "bm_george"), ("af_heart:0.7,bm_george:0.3",) * 2],
+)
+def test_the_voice_of_a_response_is_the_one_that_will_speak(named: str, speaks: str) -> None:
+    config = replace(LISTED, mixes_voices=True, default_voice="af_heart")
+    event = {"type": "response.create", "response": {"audio": {"output": {"voice": named}}}}
+    asked: Any = to_wish(decode(json.dumps(event)), config)  # type: ignore[arg-type]
+    assert asked.voice == speaks
+
+
 def test_no_token_limit_is_the_sessions():
     assert respond(max_output_tokens="inf").max_output_tokens is None
 

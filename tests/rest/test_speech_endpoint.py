@@ -98,6 +98,15 @@ async def test_the_voice_and_the_speed(fields: dict[str, Any], voice: str, speed
     assert engine.asked == [("Hello there.", voice, speed)]
 
 
+async def test_a_mixture_of_voices_where_the_engine_mixes_them():
+    engine, mixture = Recording(), "af_heart:0.7,any:0.3"
+    mixing = server(engine, tts={"engine": "kokoro"})
+    assert (await say(mixing, input="Hello.", voice=mixture)).status_code == 200
+    assert [voice for _, voice, _ in engine.asked] == [mixture]
+    assert (await say(mixing, input="Hello.", voice="af_heart:0.7,nobody:0.3")).status_code == 400
+    assert (await say(server(), input="Hello.", voice=mixture)).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [

@@ -223,9 +223,13 @@ class Recorder:
         self.done: list[ResponseDone] = []
         self.facts: list[tuple[Event | None, float]] = []
         self.drafts: list[int | None] = []
+        self.transcripts: list[tuple[str, Any]] = []
 
     def turn_done(self, session_id: str, done: ResponseDone) -> None:
         self.done.append(done)
+
+    def transcribed(self, session_id: str, kind: str, heard: Any) -> None:
+        self.transcripts.append((kind, heard))
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
         self.drafts.append(wasted_tokens)
