@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate, takewhile
 
-from .interfaces import BadRequest, ChatMessage
+from .interfaces import NO_TOOLS, BadRequest, ChatMessage, Tools
 
 _BLOCKS = 4
 
@@ -78,15 +78,17 @@ def with_question(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
     return [*messages, ChatMessage("user", "Hello")]
 
 
-def estimate(messages: Sequence[ChatMessage]) -> int:
+def estimate(messages: Sequence[ChatMessage], tools: Tools = NO_TOOLS) -> int:
     """Tokens of a prompt where the model's tokenizer is out of reach; meant to be too many rather than too few.
 
     A token for three bytes of UTF-8: English has about four to a token, German and French somewhat less, Chinese and
     Japanese three to five with the vocabularies of this decade. Eight more a message, for the template's marks.
     """
-    return sum(
-        -(-len(message.content.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for message in messages
-    )
+    texts = [
+        *(message.content + _calls(message) for message in messages),
+        *(tool.name + tool.description + tool.parameters for tool in tools.offered),
+    ]
+    return sum(-(-len(text.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for text in texts)
 
 
 def _first(holds: Callable[[int], bool], end: int, *, near: int) -> int:
@@ -102,7 +104,11 @@ def _first(holds: Callable[[int], bool], end: int, *, near: int) -> int:
 
 
 def _letters(messages: Sequence[ChatMessage]) -> int:
-    return sum(len(message.content) for message in messages)
+    return sum(len(message.content) + len(_calls(message)) for message in messages)
+
+
+def _calls(message: ChatMessage) -> str:
+    return "".join(call.name + call.arguments for call in message.calls)
 
 
 def _split(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[list[ChatMessage]]]:

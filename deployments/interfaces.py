@@ -19,7 +19,7 @@ DETECTOR_FRAME = 512
 """Samples in one frame of the voice activity detector: 32 ms at 16 kHz."""
 
 Stage = Literal["vad", "turn", "stt", "llm", "tts"]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class EngineError(Exception):
@@ -59,6 +59,12 @@ class BadRequest(EngineError):
     code = "engine_bad_request"
 
 
+class ToolsNotSupported(BadRequest):
+    """The engine, or the model that it runs, cannot call functions."""
+
+    code = "tools_not_supported"
+
+
 def _rebuild_error(kind: type[EngineError], message: str, stage: Stage, engine: str) -> EngineError:
     return kind(message, stage=stage, engine=engine)
 
@@ -72,9 +78,55 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str
+    parameters: str
+    """JSON schema of its arguments, an object, as JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a model may call in one answer, and whether it must."""
+
+    offered: tuple[Tool, ...] = ()
+    must_call: bool = False
+    """The answer has a call, of whichever tool; nothing where none is offered."""
+
+
+NO_TOOLS = Tools()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    call_id: str
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call: `call_id` and `name` come whole with its first piece, `arguments` grows piece by piece."""
+
+    index: int
+    """Which call of the answer, from 0."""
+    call_id: str = ""
+    """"" where the engine has no ids, and in later pieces."""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     role: Role
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    """Of the assistant: what it called after saying `content`, which may be "". An output of each follows."""
+    call_id: str = ""
+    """Of role "tool": the call that `content` is the output of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +150,7 @@ class ChatDelta:
     text: str
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
+    call: ToolCallDelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +216,14 @@ class Transcriber(Protocol):
 
 
 class ChatModel(Protocol):
-    def generate(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> AsyncIterator[ChatDelta]:
-        """The answer to `messages`, streamed. Closing or cancelling the iterator stops the generation."""
+    def generate(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> AsyncIterator[ChatDelta]:
+        """The answer to `messages`, streamed. Closing or cancelling the iterator stops the generation.
+
+        An answer may be words, calls, or words and then calls; a call comes before the delta with the finish reason.
+        Raises ToolsNotSupported where tools are offered to a model that cannot call them.
+        """
         ...
 
 
@@ -172,10 +231,12 @@ class ChatModel(Protocol):
 class Prefilling(Protocol):
     """A chat model that keeps what it has read: a prompt whose beginning it knows is answered sooner."""
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """Read `messages`, so that `generate` with the same ones and what the user says next has less to read.
 
-        `sampling` as that call will have it: what is dropped of a long conversation depends on it. It never competes
+        `sampling` and `tools` as that call will have them: what is dropped of a long conversation depends on it. It never competes
         with an answer: it raises EngineBusy where one is under way, and may do so later when one comes.
         """
         ...

@@ -6,7 +6,17 @@ from typing import Any
 from ray import serve
 
 from .engines import create
-from .interfaces import ChatDelta, ChatMessage, ChatModel, EngineInfo, HealthChecked, Prefilling, Sampling
+from .interfaces import (
+    NO_TOOLS,
+    ChatDelta,
+    ChatMessage,
+    ChatModel,
+    EngineInfo,
+    HealthChecked,
+    Prefilling,
+    Sampling,
+    Tools,
+)
 from .options import LlmOptions
 from .replica import Replica, closing
 
@@ -36,17 +46,19 @@ class LanguageModel(Replica):
             await self._engine.check_health()
 
     async def generate(
-        self, messages: Sequence[ChatMessage], sampling: Sampling
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
         with self.statistics.call():
-            async with closing(self._engine.generate(messages, sampling=sampling)) as deltas:
+            async with closing(self._engine.generate(messages, sampling=sampling, tools=tools)) as deltas:
                 async for delta in deltas:
                     yield delta
 
-    async def prefill(self, messages: Sequence[ChatMessage], sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """Not counted among the calls; does nothing where the engine cannot."""
         if isinstance(self._engine, Prefilling):
-            await self._engine.prefill(messages, sampling=sampling)
+            await self._engine.prefill(messages, sampling=sampling, tools=tools)
 
 
 def bind(options: LlmOptions, info: EngineInfo) -> Any:

@@ -37,6 +37,9 @@ class ScriptedLlm:
     answer_words: int = 40
     prompt_words_per_s: float = 0.0
     """How fast a prompt is read, beyond the beginning that it shares with one read before; 0: in no time."""
+    calls: tuple[str, ...] = ()
+    """Arguments, JSON: where tools are offered, an answer to anything but a tool's output ends with these calls, each of
+    the first tool. Where a call is demanded it is made anyway, with "{}". "{output}" in an answer is the last output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class LlmOptions:
     temperature: float = 0.7
     top_p: float = 0.95
     threads: int = 1
+    chat_template: str = ""
+    """llama_cpp: path of a Jinja template in place of the model's own, for instance one that knows tools."""
     context_tokens: int | None = None
     """The window of one conversation, prompt and answer; its oldest turns are dropped to stay in it. None: llama_cpp
     takes 4,096, sglang what the model has; with openai_compatible nothing is dropped, and the server may refuse."""

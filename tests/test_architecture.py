@@ -149,6 +149,7 @@ def test_an_engine_knows_the_protocols_and_options_and_no_other_engine(path: Pat
         "deployments.models",
         "deployments.context",
         "deployments.gguf",
+        "deployments.openai_chat",
         "deployments.mapped_text",
         "deployments.microbatch",
         "deployments.mapped_text",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.context import estimate, fit, with_question
-from deployments.interfaces import BadRequest, ChatMessage, Role
+from deployments.interfaces import BadRequest, ChatMessage, Role, Tool, ToolCall, Tools
 
 SYSTEM = ChatMessage("system", "s" * 10)
 
@@ -208,3 +208,32 @@ def test_a_prompt_that_is_read_ahead_ends_with_a_question() -> None:
     assert with_question([SYSTEM]) == [SYSTEM, user("Hello")]
     assert with_question([SYSTEM, user("a"), agent("b")]) == [SYSTEM, user("a"), agent("b"), user("Hello")]
     assert with_question([SYSTEM, user("a")]) == [SYSTEM, user("a")], "what is said next goes on from there"
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_with_a_call_goes_whole_or_stays_whole():
+    made = ToolCall("c", "get_weather", "x" * 30)
+    turns = [
+        [
+            user(str(i)),
+            ChatMessage("assistant", "", (made,)),
+            ChatMessage("tool", "ok", call_id="c"),
+            agent("Fine."),
+        ]
+        for i in range(6)
+    ]
+    messages = [SYSTEM, *(message for turn in turns for message in turn)]
+    for window in range(120, 330):
+        kept = list(fit(messages, window=window, reserve=0, count=estimate, engine="some"))
+        assert kept == [SYSTEM, *messages[len(messages) - len(kept) + 1 :]]
+        assert (len(kept) - 1) % 4 == 0, "no call without its output"
+
+
+def test_the_estimate_counts_calls_and_tools():
+    plain = [user("hello")]
+    tool = Tool("get_weather", "d" * 30, "p" * 300)
+    assert estimate(plain, Tools((tool,))) >= estimate(plain) + 110
+    made = ChatMessage("assistant", "", (ToolCall("c", "get_weather", "x" * 300),))
+    assert estimate([made]) >= 100

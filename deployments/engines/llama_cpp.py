@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 import httpx
 
-from deployments import context, gguf, models
+from deployments import context, gguf, models, openai_chat
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -36,6 +37,8 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import DEFAULT_CONTEXT_TOKENS, LlmOptions
@@ -48,6 +51,7 @@ _PROMPT_CACHE_MIB = 512
 _QUIET = -1
 _LEAVE_S = 2.0
 """Seconds that a cancelled call is given to leave its slot."""
+_LONGEST_REASON = 300
 _COUNT_S = 5.0
 """Seconds that counting may take; 14,000 tokens take 35 ms."""
 
@@ -57,7 +61,7 @@ class LlamaCppChatModel:
 
     The same messages with the same seed give the same answer. The oldest turns are dropped to stay in the context;
     raises BadRequest when the newest does not fit alone, and an answer that fills it ends with `length`. Reasoning,
-    where a model has it, is turned off.
+    where a model has it, is turned off. Functions are called by models whose chat template knows tools.
     """
 
     def __init__(self, options: LlmOptions) -> None:
@@ -79,10 +83,16 @@ class LlamaCppChatModel:
         self._answers = 0
         """Calls of `generate` under way."""
         self._warm_up(options.system_prompt)
+        self._can_call = self._template_knows_tools()
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
+        if tools.offered and not self._can_call:  # llama.cpp would drop them without a word
+            message = (
+                "this model's chat template does not know tools; take another, or write llm.chat_template"
+            )
+            raise ToolsNotSupported(message, stage="llm", engine="llama_cpp")
         if not messages or sampling.max_tokens < 1:
             message = f"{len(messages)} messages, {sampling.max_tokens} tokens: at least one of each"
             raise BadRequest(message, stage="llm", engine="llama_cpp")
@@ -92,20 +102,22 @@ class LlamaCppChatModel:
                 if generation.is_prefill:
                     generation.cancelled.set()
             await self._until_left()
-            async with aclosing(self._deltas(messages, sampling, sampling.max_tokens)) as deltas:
+            async with aclosing(self._deltas(messages, sampling, tools, sampling.max_tokens)) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:
             self._answers -= 1
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """An answer that comes ends it; what was read by then stays read."""
         if self._answers:
             raise EngineBusy("answers come before prefills", stage="llm", engine="llama_cpp")
         await self._until_left()
         prompt, one = context.with_question(messages), replace(sampling, max_tokens=1)
         is_read = False
-        async with aclosing(self._deltas(prompt, one, sampling.max_tokens, is_prefill=True)) as deltas:
+        async with aclosing(self._deltas(prompt, one, tools, sampling.max_tokens, is_prefill=True)) as deltas:
             async for delta in deltas:
                 is_read |= delta.finish_reason is not None
         if not is_read:
@@ -119,10 +131,16 @@ class LlamaCppChatModel:
             await asyncio.wait([asyncio.wrap_future(call) for call in leaving], timeout=_LEAVE_S)
 
     async def _deltas(
-        self, messages: Sequence[ChatMessage], sampling: Sampling, reserve: int, *, is_prefill: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Tools,
+        reserve: int,
+        *,
+        is_prefill: bool = False,
     ) -> AsyncGenerator[ChatDelta, None]:
         generation = _Generation(asyncio.get_running_loop(), is_prefill=is_prefill)
-        call = self._slots.submit(self._run, messages, sampling, reserve, generation)
+        call = self._slots.submit(self._run, messages, sampling, tools, reserve, generation)
         self._running[call] = generation
         try:
             while (item := await generation.items.get()) is not None:
@@ -154,10 +172,14 @@ class LlamaCppChatModel:
         params.n_threads_http = 1
         params.ui = False
         params.verbosity = _QUIET
+        if options.chat_template:
+            params.chat_template = _template(options.chat_template)
         try:
             return xllamacpp.Server(params)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             message = f"{path.name} cannot be loaded: llama.cpp does not know this model, or memory is short"
+            if options.chat_template:
+                message += f"; or {options.chat_template} is no chat template"
             raise self._failed(message) from error
 
     def _warm_up(self, system_prompt: str) -> None:
@@ -177,8 +199,20 @@ class LlamaCppChatModel:
         if errors:
             raise self._failed(f"the first answer failed: {errors[0].message}") from errors[0]
 
+    def _template_knows_tools(self) -> bool:
+        try:
+            facts = self._http.get("/props").raise_for_status().json()
+        except httpx.HTTPError as error:
+            raise self._failed(f"the model could not be asked ({type(error).__name__})") from error
+        return bool(facts["chat_template_caps"]["supports_tools"])
+
     def _run(
-        self, messages: Sequence[ChatMessage], sampling: Sampling, reserve: int, generation: "_Generation"
+        self,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling,
+        tools: Tools,
+        reserve: int,
+        generation: "_Generation",
     ) -> None:
         try:
             if generation.cancelled.is_set():
@@ -187,20 +221,23 @@ class LlamaCppChatModel:
                 messages,
                 window=self._window,
                 reserve=reserve,
-                count=self._count,
+                count=lambda some: self._count(some, tools),
                 engine="llama_cpp",
             )
-            self._server.handle_chat_completions(json.dumps(_request(kept, sampling)), generation.on_chunk)
+            request = json.dumps(_request(kept, sampling, tools))
+            self._server.handle_chat_completions(request, generation.on_chunk)
         except EngineError as error:
             generation.fail(error)
+        except ValueError as error:  # no grammar can be made of a tool's schema, or the template raised
+            generation.fail(BadRequest(str(error)[:_LONGEST_REASON], stage="llm", engine="llama_cpp"))
         except RuntimeError as error:
             generation.fail(self._failed(f"the generation broke: {error}"))
         finally:
             generation.end()
 
-    def _count(self, messages: Sequence[ChatMessage]) -> int:
+    def _count(self, messages: Sequence[ChatMessage], tools: Tools = NO_TOOLS) -> int:
         """The tokens of a prompt, by the model's own template and tokenizer."""
-        body = _request(messages, Sampling(max_tokens=1))
+        body = _request(messages, Sampling(max_tokens=1), tools)
         try:
             answer = self._http.post("/v1/chat/completions/input_tokens", json=body)
         except httpx.HTTPError as error:
@@ -243,8 +280,11 @@ class _Generation:
         for choice in message["choices"]:
             if reason := choice["finish_reason"]:
                 self._finish_reason = "length" if reason == "length" else "stop"
+            deltas = [ChatDelta("", call=call) for call in openai_chat.call_deltas(choice["delta"])]
             if text := choice["delta"].get("content"):
-                return not self._give(ChatDelta(text))
+                deltas.insert(0, ChatDelta(text))
+            if not all(map(self._give, deltas)):
+                return True
         return False
 
     def fail(self, error: EngineError) -> None:
@@ -267,9 +307,12 @@ class _Generation:
         return True
 
 
-def _request(messages: Sequence[ChatMessage], sampling: Sampling) -> dict[str, object]:
+def _request(
+    messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
+) -> dict[str, object]:
     body: dict[str, object] = {
-        "messages": [{"role": message.role, "content": message.content} for message in messages],
+        "messages": openai_chat.messages_object(messages),
+        **openai_chat.tool_fields(tools),
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -291,6 +334,14 @@ def _error(message: dict[str, Any]) -> EngineError | None:
     kinds: dict[int, type[EngineError]] = {400: BadRequest, 429: EngineBusy, 503: EngineBusy}
     kind = kinds.get(error.get("code", 500), EngineFailed)
     return kind(error.get("message", "unknown error"), stage="llm", engine="llama_cpp")
+
+
+def _template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        message = f"llm.chat_template cannot be read: {error}"
+        raise EngineFailed(message, stage="llm", engine="llama_cpp") from error
 
 
 def _trained_context(path: Path) -> int:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import httpx
 
-from deployments import context
+from deployments import context, openai_chat
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -27,6 +28,9 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    ToolCallDelta,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import LlmOptions
@@ -43,6 +47,8 @@ _ERRORS: dict[int, type[EngineError]] = {
 }
 """Status -> error; any other than 200 is EngineFailed."""
 _LONGEST_REASON = 300
+_NO_TOOLS_WORDS = ("does not support tools", "--jinja", "--enable-auto-tool-choice", "--tool-call-parser")
+"""Of the servers' refusals: Ollama for a model without tools, llama-server, vLLM; the last two name the remedy."""
 
 
 class OpenAICompatibleChatModel:
@@ -62,40 +68,44 @@ class OpenAICompatibleChatModel:
         self._client = httpx.AsyncClient(headers=headers, timeout=_TIMEOUTS)
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
         if not messages:
             raise BadRequest("there are no messages", stage="llm", engine="openai_compatible")
         self._answers += 1
         try:
-            async with aclosing(self._stream(self._fitted(messages, sampling), sampling)) as deltas:
+            async with aclosing(
+                self._stream(self._fitted(messages, sampling, tools), sampling, tools)
+            ) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:
             self._answers -= 1
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """Asks for one token. Whether the server keeps what it has read is up to it."""
         if self._answers:
             raise EngineBusy("answers come before prefills", stage="llm", engine="openai_compatible")
-        prompt = self._fitted(context.with_question(messages), sampling)
-        async with aclosing(self._stream(prompt, replace(sampling, max_tokens=1))) as deltas:
+        prompt = self._fitted(context.with_question(messages), sampling, tools)
+        async with aclosing(self._stream(prompt, replace(sampling, max_tokens=1), tools)) as deltas:
             async for _ in deltas:
                 pass
 
     async def _stream(
-        self, messages: Sequence[ChatMessage], sampling: Sampling
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools
     ) -> AsyncGenerator[ChatDelta, None]:
         answer = _Answer()
         try:
             async with self._client.stream(
-                "POST", self._url, json=self._request(messages, sampling)
+                "POST", self._url, json=self._request(messages, sampling, tools)
             ) as response:
                 if response.status_code != 200:
                     raise self._refusal(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
-                    if text := self._text(line, answer):
-                        yield ChatDelta(text)
+                    for delta in self._deltas(line, answer):
+                        yield delta
                     if answer.is_done:
                         break
         except httpx.PoolTimeout as error:
@@ -119,21 +129,26 @@ class OpenAICompatibleChatModel:
         """Closes the connections; running generations fail."""
         await self._client.aclose()
 
-    def _fitted(self, messages: Sequence[ChatMessage], sampling: Sampling) -> Sequence[ChatMessage]:
+    def _fitted(
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools
+    ) -> Sequence[ChatMessage]:
         if self._window is None:
             return messages
         return context.fit(
             messages,
             window=self._window,
             reserve=sampling.max_tokens,
-            count=context.estimate,
+            count=lambda some: context.estimate(some, tools),
             engine="openai_compatible",
         )
 
-    def _request(self, messages: Sequence[ChatMessage], sampling: Sampling) -> dict[str, object]:
+    def _request(
+        self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools
+    ) -> dict[str, object]:
         body: dict[str, object] = {
             "model": self._model,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": openai_chat.messages_object(messages),
+            **openai_chat.tool_fields(tools),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -144,14 +159,14 @@ class OpenAICompatibleChatModel:
             body["seed"] = sampling.seed
         return body
 
-    def _text(self, line: str, answer: "_Answer") -> str:
-        """The text that a line of the stream adds. Lines that are not data (events, ids, comments) add nothing."""
+    def _deltas(self, line: str, answer: "_Answer") -> list[ChatDelta]:
+        """What a line of the stream adds. Lines that are not data (events, ids, comments) add nothing."""
         if not line.startswith("data:"):
-            return ""
+            return []
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             answer.is_done = True
-            return ""
+            return []
         try:
             chunk = json.loads(data)
             if error := chunk.get("error"):
@@ -165,8 +180,11 @@ class OpenAICompatibleChatModel:
             return self._failed(
                 f"the server refuses the key ({status}): check the variable of llm.api_key_env"
             )
+        reason = _reason(body)
         kind = _ERRORS.get(status, EngineFailed)
-        return kind(f"{status}: {_reason(body)}", stage="llm", engine="openai_compatible")
+        if any(words in reason for words in _NO_TOOLS_WORDS):
+            kind = ToolsNotSupported
+        return kind(f"{status}: {reason}", stage="llm", engine="openai_compatible")
 
     def _failed(self, message: str) -> EngineFailed:
         return EngineFailed(message, stage="llm", engine="openai_compatible")
@@ -179,16 +197,27 @@ class _Answer:
         self.finish_reason: Literal["stop", "length"] | None = None
         self.usage: Usage | None = None
         self.is_done = False
+        self._call_ids: list[str] = []
 
-    def take(self, chunk: dict[str, Any]) -> str:
+    def take(self, chunk: dict[str, Any]) -> list[ChatDelta]:
         if usage := chunk.get("usage"):
             self.usage = Usage(usage["prompt_tokens"], usage["completion_tokens"])
-        text = ""
+        deltas = []
         for choice in chunk.get("choices") or ():
-            text += choice.get("delta", {}).get("content") or ""
+            delta = choice.get("delta", {})
+            if text := delta.get("content"):
+                deltas.append(ChatDelta(text))
+            deltas += [ChatDelta("", call=self._numbered(call)) for call in openai_chat.call_deltas(delta)]
             if reason := choice.get("finish_reason"):
                 self.finish_reason = "length" if reason == "length" else "stop"
-        return text
+        return deltas
+
+    def _numbered(self, call: ToolCallDelta) -> ToolCallDelta:
+        """Servers that send each call whole may give every one the index 0: an id of its own begins another call."""
+        if call.call_id and call.call_id not in self._call_ids:
+            self._call_ids.append(call.call_id)
+        last = len(self._call_ids) - 1 if self._call_ids else call.index
+        return replace(call, index=self._call_ids.index(call.call_id) if call.call_id else last)
 
 
 def _status(error: object) -> int:

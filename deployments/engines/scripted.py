@@ -16,6 +16,7 @@ from itertools import takewhile
 import numpy as np
 
 from deployments.interfaces import (
+    NO_TOOLS,
     TRANSCRIBER_RATE,
     BadRequest,
     ChatDelta,
@@ -23,6 +24,8 @@ from deployments.interfaces import (
     EngineBusy,
     Sampling,
     SpeechChunk,
+    ToolCallDelta,
+    Tools,
     Transcript,
     Usage,
     WordTime,
@@ -109,10 +112,10 @@ class ScriptedTranscriber(_CountedCalls):
 
 
 class ScriptedChatModel(_CountedCalls):
-    """Gives the `answers` of its options in turn, one word a token, whatever was asked.
+    """Gives the `answers` of its options in turn, one word a token, whatever was asked; and the `calls`, two pieces each.
 
-    With `prompt_words_per_s` the first token waits until the prompt is read, as far as it does not begin as one that
-    was read before.
+    A call's pieces come with the answer's last word, and count as no tokens. With `prompt_words_per_s` the first token
+    waits until the prompt is read, as far as it does not begin as one that was read before.
     """
 
     def __init__(self, options: LlmOptions) -> None:
@@ -123,11 +126,11 @@ class ScriptedChatModel(_CountedCalls):
         """Those that came to their end."""
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
         if not messages:
             raise BadRequest("no messages", stage="llm", engine="scripted")
-        tokens = re.findall(r"\s*\S+", self._answer())
+        tokens = re.findall(r"\s*\S+", self._answer(messages))
         taken = tokens[: sampling.max_tokens] or [""]
         usage = Usage(sum(len(message.content.split()) for message in messages), len(taken))
         with self._counted() as call:
@@ -137,10 +140,19 @@ class ScriptedChatModel(_CountedCalls):
                 await _sleep_until(start + self._options.first_token_s + index / self._options.tokens_per_s)
                 if index + 1 < len(taken):
                     yield ChatDelta(token)
+            calls = list(self._calls(messages, tools))
+            if calls:
+                if taken[-1]:
+                    yield ChatDelta(taken[-1])
+                for piece in calls:
+                    yield ChatDelta("", call=piece)
+                taken[-1] = ""
             call.is_complete = True
             yield ChatDelta(taken[-1], "length" if len(taken) < len(tokens) else "stop", usage)
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """Not counted among the calls."""
         if self.active:
             raise EngineBusy("answers come before prefills", stage="llm", engine="scripted")
@@ -154,11 +166,22 @@ class ScriptedChatModel(_CountedCalls):
             await asyncio.sleep((len(prompt) - known) / self._options.prompt_words_per_s)
         self._read.append(prompt)
 
-    def _answer(self) -> str:
+    def _answer(self, messages: Sequence[ChatMessage]) -> str:
         answers = self._options.answers
         if not answers:
             return numbered_answer(self._options.answer_words)
-        return answers[self.started % len(answers)]  # `started` counts the calls before this one
+        answer = answers[self.started % len(answers)]  # `started` counts the calls before this one
+        outputs = [message.content for message in messages if message.role == "tool"]
+        return answer.replace("{output}", outputs[-1] if outputs else "")
+
+    def _calls(self, messages: Sequence[ChatMessage], tools: Tools) -> Iterator[ToolCallDelta]:
+        if not tools.offered or (messages[-1].role == "tool" and not tools.must_call):
+            return
+        calls = self._options.calls or (("{}",) if tools.must_call else ())
+        for index, arguments in enumerate(calls):
+            call_id, half = f"scripted_{self.started}_{index}", len(arguments) // 2
+            yield ToolCallDelta(index, call_id, tools.offered[0].name, arguments[:half])
+            yield ToolCallDelta(index, arguments=arguments[half:])
 
 
 class ScriptedSynthesizer(_CountedCalls):

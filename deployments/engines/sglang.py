@@ -13,9 +13,13 @@
   and contexts together, whether it needs it or not. Left out, SGLang takes nearly all, so it must be given where the
   GPU carries other deployments. Make it so small that they fit even if the engine starts first: what is left must
   hold them and a fifth of the weights on top, for the engine's own activations and CUDA graphs.
+- Calls of functions are text to a model, written in a way of its own: `engine_args.tool_call_parser` names it ("qwen25",
+  "llama3"), and SGLang's parser of that name reads them out of the answer. Calls that must come are a JSON array
+  instead, held to the tools' schemas by SGLang's grammar.
 """
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -26,8 +30,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from deployments import context, models
+from deployments import context, models, openai_chat
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -35,6 +40,9 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    ToolCallDelta,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import LlmOptions
@@ -72,6 +80,7 @@ class SglangChatModel:
                 f"{options.model} has no chat template: take an instruct model, or give engine_args.chat_template"
             )
         self._window = _window(self._engine, options)
+        self._call_parser = str(options.engine_args.get("tool_call_parser") or "")
         # One thread: a tokenizer may not be used by two at once, and a long text takes longer than the loop may wait.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="sglang-tokenizer")
         system = [ChatMessage("system", options.system_prompt)] if options.system_prompt else []
@@ -82,31 +91,47 @@ class SglangChatModel:
         """Calls of `generate` under way."""
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncIterator[ChatDelta]:
+        if tools.offered and not self._call_parser:
+            message = (
+                "how this model calls functions is not configured: write llm.engine_args.tool_call_parser"
+            )
+            raise ToolsNotSupported(message, stage="llm", engine="sglang")
         if not messages or sampling.max_tokens < 1:
             raise _refused(f"{len(messages)} messages, {sampling.max_tokens} tokens: at least one of each")
         loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling)
-        max_tokens = min(sampling.max_tokens, self._window - len(prompt))
+        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, messages, sampling, tools)
+        parameters = _parameters(sampling, min(sampling.max_tokens, self._window - len(prompt)))
+        reader = self._reader(tools)
+        parameters |= reader.sampling if reader else {}
         self._answers += 1
         try:
-            async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens))) as deltas:
+            async with aclosing(self._stream(prompt, parameters)) as deltas:
                 async for delta in deltas:
-                    yield delta
+                    for piece in reader.read(delta) if reader else (delta,):
+                        yield piece
         finally:
             self._answers -= 1
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         """Into the radix cache, one chunk of it between two tokens of those who are being answered."""
         if self._answers >= self._parallel:
             raise EngineBusy(f"{self._answers} answers are under way", stage="llm", engine="sglang")
         loop = asyncio.get_running_loop()
         asked = context.with_question(messages)
-        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, asked, sampling)
+        prompt = await loop.run_in_executor(self._tokenizing, self._prompt, asked, sampling, tools)
         async with aclosing(self._stream(prompt, _parameters(sampling, max_tokens=1))) as deltas:
             async for _ in deltas:
                 pass
+
+    def _reader(self, tools: Tools) -> "_NativeCalls | _DemandedCalls | None":
+        """What finds the calls in the model's text; None where there are none to be found."""
+        if not tools.offered:
+            return None
+        return _DemandedCalls(tools) if tools.must_call else _NativeCalls(tools, self._call_parser)
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine gives no token. The first call warms it up with the system prompt."""
@@ -159,29 +184,100 @@ class SglangChatModel:
         if finish is None:
             raise _failed("the answer broke off")
 
-    def _prompt(self, messages: Sequence[ChatMessage], sampling: Sampling) -> list[int]:
+    def _prompt(self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools) -> list[int]:
         """The tokens of what fits of `messages`."""
         kept = context.fit(
             messages,
             window=self._window,
             reserve=sampling.max_tokens,
-            count=lambda some: len(self._tokens(some)),
+            count=lambda some: len(self._tokens(some, tools)),
             engine="sglang",
         )
-        return self._tokens(kept)
+        return self._tokens(kept, tools)
 
-    def _tokens(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def _tokens(self, messages: Sequence[ChatMessage], tools: Tools = NO_TOOLS) -> list[int]:
         """Raises BadRequest where the model's template refuses them. Reasoning, where a model has it, is turned off."""
         from jinja2 import TemplateError
 
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
+        conversation = openai_chat.messages_object(messages)
+        for message in conversation:
+            for call in message.get("tool_calls", ()):  # templates write the object: text would be quoted
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        offered = {"tools": openai_chat.tools_object(tools)} if tools.offered else {}
         try:
             tokens = self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_dict=False, enable_thinking=False
+                conversation, add_generation_prompt=True, return_dict=False, enable_thinking=False, **offered
             )
         except TemplateError as error:
             raise _refused(f"the model's chat template refuses the conversation: {error}") from error
         return list(tokens)
+
+
+class _NativeCalls:
+    """Calls as the model writes them among its words, read out of the text by SGLang's parser for that model."""
+
+    def __init__(self, tools: Tools, parser: str) -> None:
+        from sglang.srt.entrypoints.openai.protocol import Tool
+        from sglang.srt.function_call.function_call_parser import FunctionCallParser
+
+        described = [Tool(**tool) for tool in openai_chat.tools_object(tools)]
+        try:
+            self._parser = FunctionCallParser(described, parser)
+        except ValueError as error:
+            message = f"SGLang has no tool_call_parser {parser!r}"
+            raise ToolsNotSupported(message, stage="llm", engine="sglang") from error
+        self.sampling: dict[str, object] = {"skip_special_tokens": False}
+        """The marks around a call are special tokens in many vocabularies."""
+
+    def read(self, delta: ChatDelta) -> Iterator[ChatDelta]:
+        if delta.text:
+            yield from self._deltas(self._parser.parse_stream_chunk(delta.text))
+        if delta.finish_reason:
+            yield from self._deltas(self._parser.parse_stream_end())
+            yield ChatDelta("", delta.finish_reason, delta.usage)
+
+    def _deltas(self, parsed: tuple[str, Sequence[Any]]) -> Iterator[ChatDelta]:
+        text, calls = parsed
+        if text:
+            yield ChatDelta(text)
+        for call in calls:
+            piece = ToolCallDelta(call.tool_index, name=call.name or "", arguments=call.parameters)
+            yield ChatDelta("", call=piece)
+
+
+class _DemandedCalls:
+    """Calls that must come: the whole answer is held to a JSON array of them by SGLang's grammar, for any model."""
+
+    def __init__(self, tools: Tools) -> None:
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": json.loads(tool.parameters)},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in tools.offered
+        ]
+        schema = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+        self.sampling: dict[str, object] = {"json_schema": json.dumps(schema)}
+        self._text = ""
+
+    def read(self, delta: ChatDelta) -> Iterator[ChatDelta]:
+        self._text += delta.text
+        if delta.finish_reason is None:
+            return
+        try:
+            calls = json.loads(self._text)
+        except ValueError:
+            calls = []  # cut by the token limit; or, without a grammar backend, words
+            if delta.finish_reason == "stop":
+                raise _failed(
+                    "a call was demanded and none came: is engine_args.grammar_backend off?"
+                ) from None
+        for index, call in enumerate(calls):
+            piece = ToolCallDelta(index, name=call["name"], arguments=json.dumps(call["arguments"]))
+            yield ChatDelta("", call=piece)
+        yield ChatDelta("", delta.finish_reason, delta.usage)
 
 
 def _start(folder: Path, options: LlmOptions) -> Any:

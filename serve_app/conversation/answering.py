@@ -4,6 +4,10 @@ Tokens are cut into segments, segments are synthesised one after the other, thei
 words of a segment are shown with its first sound, never before. An answer is done when its last chunk was sent; its
 sound goes on for the lead, and an interruption in that time still cuts what was heard (`interrupt`).
 
+What the agent calls, it calls at the end: a call is told, and enters the history, together with `ResponseDone`, after
+the last sound of the words before it was sent. So whoever says "no!" to "I cancel your order now" is in time: a call of
+an answer that was cut or failed was never made. One that was told stays, whatever is cut of the words before it.
+
 A draft is an answer begun at a pause of the user, before the turn has ended. It is no response: no event tells of it,
 its first segment is synthesised and held. `start` goes on with it if it answers exactly what is now asked.
 """
@@ -14,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .commands import (
+    CallMade,
     CancelWork,
     Command,
     Generate,
@@ -31,6 +36,8 @@ from .commands import (
     TranscriptDelta,
 )
 from .events import (
+    Call,
+    CallGenerated,
     ChunkId,
     Failure,
     GenerationFinished,
@@ -39,6 +46,7 @@ from .events import (
     ResponseId,
     SegmentId,
     SpeechSynthesized,
+    Tool,
     TruncationRequested,
     Usage,
 )
@@ -62,6 +70,8 @@ class Order:
     speed: float
     max_output_tokens: int | None
     metadata: tuple[tuple[str, str], ...]
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
 
 
 @dataclass(slots=True)
@@ -82,7 +92,10 @@ class Answer:
     shown: list[str] = field(default_factory=list)
     is_generated: bool = False
     """The language model was asked."""
+    calls: list[CallGenerated] = field(default_factory=list)
+    """What it calls, to be told at its end."""
     has_tokens: bool = False
+    """Something was generated: words, or a call."""
     has_failed: bool = False
     """A stage has failed once and was tried again."""
 
@@ -92,6 +105,7 @@ class Ended:
     """An answer for which the language model was asked is over."""
 
     messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
     outcome: Outcome
 
 
@@ -200,7 +214,12 @@ class Answering:
 
     def _generate(self, answer: Answer) -> None:
         answer.is_generated = True
-        self._emit(Generate(answer.response_id, answer.order.messages, answer.order.max_output_tokens))
+        order = answer.order
+        self._emit(
+            Generate(
+                answer.response_id, order.messages, order.max_output_tokens, order.tools, order.must_call
+            )
+        )
 
     def _current(self, response_id: ResponseId) -> Answer | None:
         """The one place where news of an answer that is no longer wanted are dropped."""
@@ -223,11 +242,21 @@ class Answering:
         else:
             self._queue(answer, answer.segmenter.push(text), now)
 
+    def call_generated(self, event: CallGenerated, now: float) -> None:
+        answer = self._current(event.response_id)
+        if answer is None or answer.finish_reason is not None:
+            return
+        answer.timeline.mark("first_token", now)
+        answer.has_tokens = True
+        answer.calls.append(event)
+
     def generation_finished(self, event: GenerationFinished, now: float) -> None:
         answer = self._current(event.response_id)
         if answer is None:
             return
-        if not answer.has_tokens:
+        if (
+            not answer.has_tokens and event.finish_reason == "stop"
+        ):  # else the limit may have cut its only call
             self.failed(event.response_id, NOTHING_GENERATED)
             return
         answer.finish_reason = event.finish_reason
@@ -372,7 +401,7 @@ class Answering:
         assert answer is not None
         self._answer = None
         if answer.is_generated:
-            self._ended.append(Ended(answer.order.messages, outcome))
+            self._ended.append(Ended(answer.order.messages, answer.order.tools, outcome))
         if outcome not in ("completed", "incomplete"):
             self._emit(CancelWork(answer.response_id))
             self._playout.drop(answer.utterance)
@@ -381,6 +410,8 @@ class Answering:
         status: ItemStatus = "completed" if outcome == "completed" else "incomplete"
         if answer.shown:
             self._history.set_text(answer.item_id, said, status=status)
+        is_whole = outcome in ("completed", "incomplete")
+        calls = tuple(self._make(call) for call in answer.calls) if is_whole else ()
         self._emit(
             ResponseDone(
                 answer.response_id,
@@ -392,8 +423,18 @@ class Answering:
                 answer.timeline.latency(),
                 failure,
                 answer.order.metadata,
+                calls,
             )
         )
+
+    def _make(self, generated: CallGenerated) -> CallMade:
+        """The engine's own id is kept where it can be: some models' templates want ids of their own shape."""
+        call_id = generated.call_id
+        if call_id is None or self._history.call(call_id) is not None:
+            call_id = self._ids.call()
+        call = Call(call_id, generated.name, generated.arguments)
+        item = Item(self._ids.item(), "assistant", "", "text", call=call)
+        return CallMade(item, call, self._history.append(item))
 
     def truncate(self, event: TruncationRequested, now: float) -> None:
         """The client's own word on what was heard, up or down from the server's estimate, within what was sent."""

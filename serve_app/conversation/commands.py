@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .events import (
+    Call,
+    CallId,
     ChunkId,
     Failure,
     ItemId,
@@ -15,6 +17,7 @@ from .events import (
     Role,
     SegmentId,
     Settings,
+    Tool,
     TranscriptionId,
     Usage,
 )
@@ -25,6 +28,10 @@ from .timeline import TurnLatency
 class Message:
     role: Role
     text: str
+    calls: tuple[Call, ...] = ()
+    """Of the assistant, after its words; an output of each follows."""
+    output_of: CallId | None = None
+    """Of role "tool": the call that `text` came of."""
 
 
 # --- work -----------------------------------------------------------------------------------------------------------
@@ -65,6 +72,9 @@ class Generate:
     response_id: ResponseId
     messages: tuple[Message, ...]
     max_output_tokens: int | None
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    """The model calls one of `tools`, whatever it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,8 @@ class Prefill:
 
     messages: tuple[Message, ...]
     max_output_tokens: int | None
+    tools: tuple[Tool, ...] = ()
+    """They stand in the prompt, mostly before the first message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,15 @@ class Item:
     modality: Modality
     """"audio": spoken, `text` is its transcript; "text": written."""
     status: ItemStatus = "completed"
+    call: Call | None = None
+    """Set: the item, of role "assistant" and without text, is this call."""
+    output_of: CallId | None = None
+    """Set: the item, of role "tool", is what came of that call."""
+
+    @property
+    def is_told(self) -> bool:
+        """A model learns of it: an item without words says nothing, but an output without words is one."""
+        return bool(self.text) or self.call is not None or self.output_of is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +277,15 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class CallMade:
+    """A call as an item of the conversation."""
+
+    item: Item
+    call: Call
+    previous_item_id: ItemId | None
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseDone:
     response_id: ResponseId
     item_id: ItemId
@@ -269,6 +299,8 @@ class ResponseDone:
     """None when nothing was sent, or when the turn was not spoken."""
     failure: Failure | None = None
     metadata: tuple[tuple[str, str], ...] = ()
+    calls: tuple[CallMade, ...] = ()
+    """What the agent calls, after its words; told here for the first time."""
 
 
 @dataclass(frozen=True, slots=True)

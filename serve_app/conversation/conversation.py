@@ -37,6 +37,7 @@ from .events import (
     AudioCleared,
     AudioCommitted,
     AudioSent,
+    CallGenerated,
     CancelRequested,
     Closed,
     Event,
@@ -174,7 +175,7 @@ class Conversation:
         self._hearing.open_turn()
         vad = self._settings.turn_detection
         if vad is not None and vad.interrupt_response and self._answering.interrupt(now):
-            self._is_owed |= vad.create_response and self.history.last_role() == "user"
+            self._is_owed |= vad.create_response and self.history.last_role() in ("user", "tool")
 
     def _note(self, fact: Fact, now: float) -> None:
         match fact:
@@ -182,10 +183,8 @@ class Conversation:
                 self._hear_frame(fact, now)
             case TranscriptFinished() | TranscriptionFailed() | TurnJudged():
                 self._note_of_a_turn(fact, now)
-            case TokensGenerated(response_id, text):
-                self._answering.tokens_generated(response_id, text, now)
-            case GenerationFinished():
-                self._answering.generation_finished(fact, now)
+            case TokensGenerated() | CallGenerated() | GenerationFinished():
+                self._note_generated(fact, now)
             case SpeechSynthesized():
                 self._answering.speech_synthesized(fact, now)
             case SynthesisFinished(response_id, segment_id):
@@ -194,6 +193,17 @@ class Conversation:
                 self._answering.failed(response_id, failure)
             case AudioSent(chunk_id):
                 self._answering.audio_sent(chunk_id, now)
+            case _:
+                assert_never(fact)
+
+    def _note_generated(self, fact: TokensGenerated | CallGenerated | GenerationFinished, now: float) -> None:
+        match fact:
+            case TokensGenerated(response_id, text):
+                self._answering.tokens_generated(response_id, text, now)
+            case CallGenerated():
+                self._answering.call_generated(fact, now)
+            case GenerationFinished():
+                self._answering.generation_finished(fact, now)
             case _:
                 assert_never(fact)
 
@@ -286,6 +296,8 @@ class Conversation:
 
     def _order(self, wish: ResponseRequested, *, and_then: str = "") -> Order:
         settings = self._settings
+        choice = wish.tool_choice or settings.tool_choice
+        tools, must_call = choice.offered(settings.tools if wish.tools is None else wish.tools)
         return Order(
             messages=self.history.messages(wish.instructions or settings.instructions, and_then=and_then),
             modality=wish.modality or settings.modality,
@@ -293,6 +305,8 @@ class Conversation:
             speed=settings.speed,
             max_output_tokens=wish.max_output_tokens or settings.max_output_tokens,
             metadata=wish.metadata,
+            tools=tools,
+            must_call=must_call,
         )
 
     # --- wishes -----------------------------------------------------------------------------------------------------
@@ -326,16 +340,38 @@ class Conversation:
                 assert_never(wish)
 
     def _create_item(self, wish: ItemCreated) -> None:
-        item = Item(wish.item_id or self._ids.item(), wish.role, wish.text.strip(), "text")
+        item = Item(
+            wish.item_id or self._ids.item(),
+            wish.role,
+            wish.text.strip(),
+            "text",
+            call=wish.call,
+            output_of=wish.output_of,
+        )
         if wish.item_id is not None and self._is_taken(wish.item_id):
             self._emit(
                 Refused("item_id_taken", f"the id {wish.item_id!r} is taken", "item.id", wish.event_id)
             )
+        elif (refusal := self._refused_call(wish)) is not None:
+            self._emit(refusal)
         elif wish.previous_item_id not in (None, ROOT) and wish.previous_item_id not in self.history:
             self._emit(_not_found(wish.previous_item_id, "previous_item_id", wish.event_id))
         else:
             previous = self.history.append(item, wish.previous_item_id)
             self._emit(ItemAdded(item, previous))
+
+    def _refused_call(self, wish: ItemCreated) -> Refused | None:
+        """Why the call, or the output of one, cannot be taken in."""
+        output_of = wish.output_of
+        if wish.call is not None and self.history.call(wish.call.call_id) is not None:
+            code, message = "call_id_taken", f"the call {wish.call.call_id!r} is there already"
+        elif output_of is not None and self.history.call(output_of) is None:
+            code, message = "call_not_found", f"there is no call {output_of!r}"
+        elif output_of is not None and self.history.has_output(output_of):
+            code, message = "call_has_output", f"the call {output_of!r} has its output already"
+        else:
+            return None
+        return Refused(code, message, "item.call_id", wish.event_id)
 
     def _is_taken(self, item_id: ItemId) -> bool:
         return item_id in self.history or item_id == ROOT or self._ids.is_reserved(item_id)

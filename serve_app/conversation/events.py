@@ -16,8 +16,9 @@ SegmentId = NewType("SegmentId", int)
 ChunkId = NewType("ChunkId", int)
 ItemId = NewType("ItemId", str)
 ResponseId = NewType("ResponseId", str)
+CallId = NewType("CallId", str)
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Modality = Literal["audio", "text"]
 
 
@@ -29,6 +30,44 @@ class WordTime:
     end_char: int
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the client's that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type":"object","properties":{}}'
+    """JSON schema of its arguments, as JSON text: a value like any other, and the same in every record."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    mode: Literal["auto", "none", "required"] = "auto"
+    function: str | None = None
+    """The one that must be called; `mode` says nothing then."""
+
+    def offered(self, tools: "tuple[Tool, ...]") -> "tuple[tuple[Tool, ...], bool]":
+        """The tools that a model gets, and whether it must call one.
+
+        One that must be called is the only one offered: not every engine can be told the name, and each can do this.
+        A choice that the tools of this response do not allow is none.
+        """
+        if self.function is not None:
+            named = tuple(tool for tool in tools if tool.name == self.function)
+            return named or tools, bool(named)
+        if self.mode == "none":
+            return (), False
+        return tools, self.mode == "required" and bool(tools)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    call_id: CallId
+    name: str
+    arguments: str
+    """A JSON object, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +116,17 @@ class TurnJudged:
 class TokensGenerated:
     response_id: ResponseId
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallGenerated:
+    """The model calls a function; the call is whole. Comes before `GenerationFinished`."""
+
+    response_id: ResponseId
+    call_id: CallId | None
+    """As the engine names it; None: it does not."""
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +208,8 @@ class Settings:
     transcription_prompt: str | None = None
     max_output_tokens: int | None = None
     """None: as many as the configured sampling allows."""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +230,8 @@ class AudioCleared:
 
 @dataclass(frozen=True, slots=True)
 class ItemCreated:
+    """A message; or, with `call`, a call as an agent made it; or, with `output_of`, what came of one."""
+
     role: Role
     text: str
     item_id: ItemId | None = None
@@ -185,6 +239,8 @@ class ItemCreated:
     previous_item_id: ItemId | None = None
     """None: at the end; "root": at the start; else behind that item."""
     event_id: str | None = None
+    call: Call | None = None
+    output_of: CallId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +270,8 @@ class ResponseRequested:
     modality: Modality | None = None
     voice: str | None = None
     max_output_tokens: int | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: ToolChoice | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     event_id: str | None = None
 
@@ -234,6 +292,7 @@ Fact = (
     | TranscriptFinished
     | TurnJudged
     | TokensGenerated
+    | CallGenerated
     | GenerationFinished
     | SpeechSynthesized
     | SynthesisFinished

@@ -2,15 +2,21 @@
 
 `version` counts the changes that alter what a language model would be told. Items of the agent hold only words whose
 sound was sent, and after an interruption only those that were heard.
+
+A call of a function and its output are items of their own, the output wherever the client put it. A model is told them
+together, for chat templates and servers refuse a call that no output follows; while there is none, it is told that.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from .commands import Item, ItemStatus, Message
-from .events import ItemId, Role
+from .events import Call, CallId, ItemId, Role
 
 ROOT = ItemId("root")
 """The wire's name for 'before the first item'."""
+NO_OUTPUT_YET = "(There is no result yet.)"
+"""Told of a call that the client has not answered: the user may go on talking meanwhile."""
 
 
 class History:
@@ -39,7 +45,7 @@ class History:
         pairs = list(self._items.items())
         pairs.insert(place, (item.item_id, item))
         self._items = dict(pairs)
-        self.version += bool(item.text)
+        self.version += item.is_told
         return ids[place - 1] if place else None
 
     def set_text(self, item_id: ItemId, text: str, *, status: ItemStatus = "completed") -> None:
@@ -52,7 +58,7 @@ class History:
 
     def remove(self, item_id: ItemId) -> None:
         """Raises KeyError if it is not there."""
-        self.version += bool(self._items.pop(item_id).text)
+        self.version += self._items.pop(item_id).is_told
 
     def messages(self, instructions: str, *, and_then: str = "") -> tuple[Message, ...]:
         """The conversation for a language model: instructions first, empty items left out.
@@ -63,19 +69,58 @@ class History:
         after a pause, or after interrupting, has said one thing.
         """
         messages = [Message("system", instructions)] if instructions else []
-        said: list[tuple[Role, str]] = [(item.role, item.text) for item in self._items.values()]
-        for role, text in [*said, ("user", and_then)]:
-            if not text:
-                continue
-            if messages and messages[-1].role == role != "system":
-                messages[-1] = Message(role, f"{messages[-1].text} {text}")
-            else:
-                messages.append(Message(role, text))
-        return tuple(messages)
+        outputs: dict[CallId, str] = {}
+        is_same_breath = False
+        """No output lies between the last call and what comes next: further calls were made together with it."""
+        for item in self._items.values():
+            if item.output_of is not None:
+                outputs[item.output_of] = item.text
+                is_same_breath = False
+            elif item.call is not None:
+                _add_call(messages, item.call, joins=is_same_breath)
+                is_same_breath = True
+            elif item.text:
+                _add_words(messages, item.role, item.text)
+                is_same_breath = True
+        if and_then:
+            _add_words(messages, "user", and_then)
+        return tuple(_with_outputs(messages, outputs))
 
     def last_role(self) -> Role | None:
-        """Who spoke last, among the items with words."""
-        return next((item.role for item in reversed(self._items.values()) if item.text), None)
+        """Who spoke last, among the items that a model is told of; a call is the agent's word."""
+        return next((item.role for item in reversed(self._items.values()) if item.is_told), None)
+
+    def call(self, call_id: CallId) -> Call | None:
+        """The call of this id, if it was made."""
+        calls = (item.call for item in self._items.values())
+        return next((call for call in calls if call is not None and call.call_id == call_id), None)
+
+    def has_output(self, call_id: CallId) -> bool:
+        return any(item.output_of == call_id for item in self._items.values())
+
+
+def _add_words(messages: list[Message], role: Role, text: str) -> None:
+    last = messages[-1] if messages else None
+    if last is not None and last.role == role != "system" and not last.calls:
+        messages[-1] = replace(last, text=f"{last.text} {text}")
+    else:
+        messages.append(Message(role, text))
+
+
+def _add_call(messages: list[Message], call: Call, *, joins: bool) -> None:
+    last = messages[-1] if messages else None
+    if joins and last is not None and last.role == "assistant":
+        messages[-1] = replace(last, calls=(*last.calls, call))
+    else:
+        messages.append(Message("assistant", "", (call,)))
+
+
+def _with_outputs(messages: list[Message], outputs: dict[CallId, str]) -> Iterator[Message]:
+    """Each call followed by what came of it, as chat templates want it; an output without its call is left out."""
+    for message in messages:
+        yield message
+        for call in message.calls:
+            yield Message("tool", outputs.get(call.call_id, NO_OUTPUT_YET), output_of=call.call_id)
 
 
 def _index(ids: list[ItemId], item_id: ItemId) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import count
 
-from .events import ItemId, JudgementId, ResponseId, SegmentId, TranscriptionId
+from .events import CallId, ItemId, JudgementId, ResponseId, SegmentId, TranscriptionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Ids:
             count(1),
             count(1),
         )
+        self._calls = count(1)
 
     def item(self) -> ItemId:
         return ItemId(f"item_{self._name}_{next(self._items)}")
@@ -55,6 +56,9 @@ class Ids:
 
     def response(self) -> ResponseId:
         return ResponseId(f"resp_{self._name}_{next(self._responses)}")
+
+    def call(self) -> CallId:
+        return CallId(f"call_{self._name}_{next(self._calls)}")
 
     def segment(self) -> SegmentId:
         return SegmentId(next(self._segments))

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from .answering import Ended
 from .commands import Command, Prefill
-from .events import Settings
+from .events import Settings, Tool
 from .history import History
 
-Told = tuple[int, str]
-"""What a model would be told: the version of the history, and the instructions."""
+Told = tuple[int, str, tuple[Tool, ...]]
+"""What a model would be told: the version of the history, the instructions, and the tools."""
 
 
 class Warmth:
@@ -28,12 +28,14 @@ class Warmth:
         self._read: Told | None = None
         """By an answer."""
         self._prefilled: Told | None = None
+        self._last: Prefill | None = None
+        """If no answer came since."""
         self._changed: Told | None = None
         """What `deadline` was set for."""
         self.deadline: float | None = None
 
     def _told(self, settings: Settings) -> Told:
-        return self._history.version, settings.instructions
+        return self._history.version, settings.instructions, _tools(settings)
 
     def read(self, settings: Settings) -> None:
         """All that is told now was given to the model."""
@@ -41,10 +43,12 @@ class Warmth:
 
     def answered(self, ended: Ended, settings: Settings) -> None:
         """Its instructions may have been its own."""
+        self._last = None
         prompt = self._history.messages(settings.instructions)
         is_its_beginning = prompt[: len(ended.messages)] == ended.messages
+        has_same_tools = ended.tools == _tools(settings)
         is_cut = ended.outcome in ("interrupted", "client_cancelled")
-        self._read = self._told(settings) if is_its_beginning and not is_cut else None
+        self._read = self._told(settings) if is_its_beginning and has_same_tools and not is_cut else None
 
     def hold(self) -> None:
         """An answer is under way, or about to be."""
@@ -67,4 +71,12 @@ class Warmth:
             self.read(settings)
             return
         self._prefilled = self._told(settings)
-        self._emit(Prefill(messages, settings.max_output_tokens))
+        prefill = Prefill(messages, settings.max_output_tokens, _tools(settings))
+        if prefill != self._last:  # what was added may be gone again
+            self._last = prefill
+            self._emit(prefill)
+
+
+def _tools(settings: Settings) -> tuple[Tool, ...]:
+    tools, _ = settings.tool_choice.offered(settings.tools)
+    return tools

@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from .tools import NO_PARAMETERS, FunctionName, SchemaText, object_text
+
 MAX_TEXT_CHARS = 65_536
 """Of instructions and of the text of an item: four times the context of the models that a laptop runs."""
 MAX_PROMPT_CHARS = 4_096
@@ -53,6 +55,8 @@ def _voice_name(value: object) -> str | None:
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_without_nul)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_without_nul)]
+Description = Annotated[str, Field(max_length=MAX_PROMPT_CHARS), AfterValidator(_without_nul)]
+Arguments = Annotated[Text, AfterValidator(object_text)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS), AfterValidator(_without_nul)]
 TokenLimit = Annotated[int | Literal["inf"] | None, PlainValidator(_token_limit)]
 VoiceName = Annotated[str | None, PlainValidator(_voice_name)]
@@ -63,6 +67,18 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 class _Wire(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+# --- tools ---
+
+
+class FunctionTool(_Wire):
+    """Other types than "function" are refused where the tools are used, so nothing is required of them here."""
+
+    type: str
+    name: FunctionName | None = None
+    description: Description | None = None
+    parameters: SchemaText = NO_PARAMETERS
 
 
 # --- the session object ---------------------------------------------------------------------------------------------
@@ -124,7 +140,7 @@ class Session(_Wire):
     output_modalities: list[str] | None = None
     max_output_tokens: TokenLimit = None
     audio: Audio | None = None
-    tools: object = None
+    tools: list[FunctionTool] | None = None
     tool_choice: object = None
     truncation: object = None
     tracing: object = None
@@ -146,6 +162,10 @@ class Item(_Wire):
     id: Id | None = None
     role: str | None = None
     content: list[ContentPart] | None = None
+    call_id: Id | None = None
+    name: FunctionName | None = None
+    arguments: Arguments | None = None
+    output: Text | None = None
 
 
 class ResponseAudioOutput(_Wire):
@@ -167,7 +187,7 @@ class ResponseParams(_Wire):
     metadata: Metadata | None = None
     conversation: str | None = None
     input: object = None
-    tools: object = None
+    tools: list[FunctionTool] | None = None
     tool_choice: object = None
     prompt: object = None
     reasoning: object = None

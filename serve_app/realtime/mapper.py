@@ -10,7 +10,14 @@ answer got as far as a first word):
         response.output_audio.done, response.output_audio_transcript.done            or response.output_text.done
         response.content_part.done
         response.output_item.done, conversation.item.done
+        for each call, as a further output item:
+            response.output_item.added, conversation.item.added
+            response.function_call_arguments.delta, response.function_call_arguments.done
+            response.output_item.done, conversation.item.done
     response.done
+
+A call is whole when it is told, so its arguments come as one delta: half a JSON object is of no use to a client, and a
+call that had to be taken back would be of harm.
 
 `tests/realtime/order.py` checks it from the outside. The mapper keeps only what this order needs: the number of the
 last event, the open response, and the session's configuration as the wire shows it.
@@ -22,6 +29,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from serve_app.conversation.commands import (
+    CallMade,
     InputCleared,
     ItemAdded,
     ItemRemoved,
@@ -50,6 +58,7 @@ from .server_events import (
     ServerEvent,
     answer_content,
     answer_part,
+    call_item,
     closing_fields,
     failure_error,
     message_item,
@@ -243,8 +252,29 @@ class Mapper:
             item = message_item(done.item_id, "assistant", status, [content])
             output = [item]
             events = self._item_closed(answer, done.text, item)
+        for made in done.calls:
+            events += self._call_made(answer, made, len(output))
+            output.append(shown_item(made.item))
         response = answer.response | closing_fields(done, output)
         return [*events, self._event("response.done", response=response)]
+
+    def _call_made(self, answer: _Answer, made: CallMade, output_index: int) -> list[ServerEvent]:
+        call, item_id, previous = made.call, made.item.item_id, made.previous_item_id
+        place: dict[str, object] = {
+            "response_id": answer.started.response_id,
+            "output_index": output_index,
+        }
+        named = place | {"item_id": item_id, "call_id": call.call_id}
+        begun, whole = call_item(item_id, call, "in_progress"), shown_item(made.item)
+        arguments = "response.function_call_arguments"
+        return [
+            self._event("response.output_item.added", **place, item=begun),
+            self._event("conversation.item.added", previous_item_id=previous, item=begun),
+            self._event(f"{arguments}.delta", **named, delta=call.arguments),
+            self._event(f"{arguments}.done", **named, name=call.name, arguments=call.arguments),
+            self._event("response.output_item.done", **place, item=whole),
+            self._event("conversation.item.done", previous_item_id=previous, item=whole),
+        ]
 
     def _item_closed(self, answer: _Answer, text: str, item: dict[str, object]) -> list[ServerEvent]:
         modality = answer.started.modality

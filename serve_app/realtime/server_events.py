@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Literal, assert_never
 
 from serve_app.conversation.commands import Heard, Item, Outcome, ResponseDone, ResponseStarted
-from serve_app.conversation.events import Failure, Modality, Usage
+from serve_app.conversation.events import Call, Failure, Modality, Usage
 from serve_app.conversation.timeline import TurnLatency
 
 from .session_config import AudioFormat
@@ -33,8 +33,32 @@ def message_item(
     }
 
 
+def call_item(item_id: str, call: Call, status: ItemStatus) -> dict[str, object]:
+    """A call; without arguments while it is in progress."""
+    return {
+        "id": item_id,
+        "object": "realtime.item",
+        "type": "function_call",
+        "status": status,
+        "call_id": call.call_id,
+        "name": call.name,
+        "arguments": "" if status == "in_progress" else call.arguments,
+    }
+
+
 def shown_item(item: Item) -> dict[str, object]:
     """An item with its whole content but the audio, which is not kept."""
+    if item.call is not None:
+        return call_item(item.item_id, item.call, item.status)
+    if item.output_of is not None:
+        return {
+            "id": item.item_id,
+            "object": "realtime.item",
+            "type": "function_call_output",
+            "status": item.status,
+            "call_id": item.output_of,
+            "output": item.text,
+        }
     if item.role == "assistant":
         content = answer_content(item.modality, item.text)
     elif item.modality == "audio":

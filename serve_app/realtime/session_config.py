@@ -20,18 +20,20 @@ from enum import Enum
 from typing import Literal
 
 from serve_app.conversation.endpointing import Eagerness
-from serve_app.conversation.events import Modality, ServerVad, Settings
+from serve_app.conversation.events import Modality, ServerVad, Settings, Tool
 
 from .client_events import (
     AudioInput,
     AudioOutput,
     Format,
+    FunctionTool,
     Session,
     SessionUpdate,
     Transcription,
     TurnDetection,
 )
 from .errors import ProtocolError, not_supported
+from .tools import check_choice, check_names, choice_to_wire, tool_choice_of, tools_to_wire
 
 
 class AudioFormat(Enum):
@@ -153,8 +155,8 @@ def to_wire(config: SessionConfig, session_id: str) -> dict[str, object]:
                 "speed": settings.speed,
             },
         },
-        "tools": [],
-        "tool_choice": "auto",
+        "tools": tools_to_wire(settings.tools),
+        "tool_choice": choice_to_wire(settings.tool_choice),
         "truncation": "auto",
         "tracing": None,
         "include": None,
@@ -238,11 +240,23 @@ def refuse_unbuilt(fields: Mapping[str, object], prefix: str) -> None:
             raise not_supported(f"{prefix}.{name}", f"'{prefix}.{name}'")
 
 
-def refuse_tools(tools: object, tool_choice: object, prefix: str) -> None:
-    """No tools means that no choice among them can be forced; "auto" and "none" say nothing more."""
-    refuse_unbuilt({"tools": tools}, prefix)
-    if tool_choice not in (None, "auto", "none"):
-        raise not_supported(f"{prefix}.tool_choice", "choosing a tool, for there are no tools")
+def tools_of(tools: list[FunctionTool], param: str) -> tuple[Tool, ...]:
+    """Raises: ProtocolError for a tool that is no function, has no name, or another's."""
+    made = []
+    for number, tool in enumerate(tools):
+        path = f"{param}[{number}]"
+        if tool.type == "mcp":
+            raise not_supported(f"{path}.type", "tools of MCP servers; offer their functions as your own")
+        if tool.type != "function":
+            raise ProtocolError(
+                "invalid_value", f"Invalid '{path}.type': must be 'function'.", f"{path}.type"
+            )
+        if tool.name is None:
+            message = f"Missing required parameter: '{path}.name'."
+            raise ProtocolError("missing_required_parameter", message, f"{path}.name")
+        made.append(Tool(tool.name, tool.description or "", tool.parameters))
+    check_names([tool.name for tool in made], param)
+    return tuple(made)
 
 
 def refuse_beta(extra: Mapping[str, object] | None, renamed: Mapping[str, str], prefix: str) -> None:
@@ -265,12 +279,24 @@ def _merge(current: SessionConfig, session: Session) -> SessionConfig:
     if "max_output_tokens" in session.model_fields_set:
         limit = session.max_output_tokens
         settings = replace(settings, max_output_tokens=None if limit == "inf" else limit)
+    settings = _merge_tools(settings, session)
     config = replace(current, settings=settings, model=current.model or session.model or "")
     if session.audio is not None and session.audio.input is not None:
         config = _merge_input(config, session.audio.input)
     if session.audio is not None and session.audio.output is not None:
         config = _merge_output(config, session.audio.output)
     return config
+
+
+def _merge_tools(settings: Settings, session: Session) -> Settings:
+    if session.tools is not None:
+        settings = replace(settings, tools=tools_of(session.tools, "session.tools"))
+    if session.tool_choice is not None:
+        choice = tool_choice_of(session.tool_choice, "session.tool_choice")
+        settings = replace(settings, tool_choice=choice)
+    if session.tools is not None or session.tool_choice is not None:
+        check_choice(settings.tool_choice, settings.tools, "session.tool_choice")
+    return settings
 
 
 def _refuse_session(current: SessionConfig, session: Session) -> None:
@@ -287,7 +313,6 @@ def _refuse_session(current: SessionConfig, session: Session) -> None:
         message = f"The model of a session cannot be changed; it is {current.model!r}."
         raise ProtocolError("invalid_value", message, "session.model")
     refuse_beta(session.model_extra, BETA_SESSION_FIELDS, "session")
-    refuse_tools(session.tools, session.tool_choice, "session")
     unbuilt = {
         "truncation": None if session.truncation == "auto" else session.truncation,
         "tracing": session.tracing,

@@ -3,11 +3,14 @@
 `session.update` is not here: it changes the wire's own state too (formats), so `mapper` merges it.
 """
 
+from dataclasses import replace
 from typing import assert_never
 
 from serve_app.conversation.events import (
     AudioCleared,
     AudioCommitted,
+    Call,
+    CallId,
     CancelRequested,
     ItemCreated,
     ItemDeleted,
@@ -45,13 +48,12 @@ from .session_config import (
     format_of,
     modality_of,
     refuse_beta,
-    refuse_tools,
     refuse_unbuilt,
+    tools_of,
 )
+from .tools import check_choice, tool_choice_of
 
 UNBUILT_ITEMS = {
-    "function_call",
-    "function_call_output",
     "item_reference",
     "mcp_approval_request",
     "mcp_approval_response",
@@ -113,26 +115,41 @@ def _item_wish(request: ItemRequest) -> Wish:
 
 def _item_created(request: ItemCreate) -> ItemCreated:
     item, previous = request.item, request.previous_item_id
+    wish = ItemCreated(
+        role="tool",
+        text="",
+        item_id=None if item.id is None else ItemId(item.id),
+        previous_item_id=None if previous is None else ItemId(previous),
+        event_id=request.event_id,
+    )
+    if item.type == "function_call":
+        name, arguments = _given(item.name, "item.name"), _given(item.arguments, "item.arguments")
+        call = Call(CallId(_given(item.call_id, "item.call_id")), name, arguments)
+        return replace(wish, role="assistant", call=call)
+    if item.type == "function_call_output":
+        output_of = CallId(_given(item.call_id, "item.call_id"))
+        return replace(wish, text=_given(item.output, "item.output"), output_of=output_of)
     role = _role_of(item)
     if not item.content:
         raise ProtocolError(
             "missing_required_parameter", "An item needs at least one part of content.", "item.content"
         )
     texts = [_text_of(part, role, f"item.content[{n}]") for n, part in enumerate(item.content)]
-    return ItemCreated(
-        role=role,
-        text="\n".join(texts),
-        item_id=None if item.id is None else ItemId(item.id),
-        previous_item_id=None if previous is None else ItemId(previous),
-        event_id=request.event_id,
-    )
+    return replace(wish, role=role, text="\n".join(texts))
+
+
+def _given(value: str | None, param: str) -> str:
+    if value is None:
+        raise ProtocolError("missing_required_parameter", f"Missing required parameter: '{param}'.", param)
+    return value
 
 
 def _role_of(item: Item) -> Role:
     if item.type in UNBUILT_ITEMS:
         raise not_supported("item.type", f"items of type '{item.type}'")
     if item.type != "message":
-        raise ProtocolError("invalid_value", "Invalid 'item.type': must be 'message'.", "item.type")
+        message = "Invalid 'item.type': must be 'message', 'function_call' or 'function_call_output'."
+        raise ProtocolError("invalid_value", message, "item.type")
     match item.role:
         case "system" | "user" | "assistant":
             return item.role
@@ -160,7 +177,6 @@ def _response_requested(
     params: ResponseParams, config: SessionConfig, event_id: str | None
 ) -> ResponseRequested:
     refuse_beta(params.model_extra, BETA_RESPONSE_FIELDS, "response")
-    refuse_tools(params.tools, params.tool_choice, "response")
     refuse_unbuilt({"prompt": params.prompt, "reasoning": params.reasoning}, "response")
     if params.input is not None:  # an empty list too asks for a context of its own
         raise not_supported("response.input", "a context of its own for one response")
@@ -177,12 +193,19 @@ def _response_requested(
     voice = output.voice
     if voice is not None:
         voice = check_voice(config, voice, "response.audio.output.voice")
+    tools = None if params.tools is None else tools_of(params.tools, "response.tools")
+    choice = None
+    if params.tool_choice is not None:
+        choice = tool_choice_of(params.tool_choice, "response.tool_choice")
+        check_choice(choice, config.settings.tools if tools is None else tools, "response.tool_choice")
     limit = params.max_output_tokens
     return ResponseRequested(
         instructions=params.instructions,
         modality=modality,
         voice=voice,
         max_output_tokens=None if limit == "inf" else limit,
+        tools=tools,
+        tool_choice=choice,
         metadata=tuple((params.metadata or {}).items()),
         event_id=event_id,
     )

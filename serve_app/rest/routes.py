@@ -148,9 +148,11 @@ class Endpoints:
     async def chat_completions(self, request: Request) -> Response:
         wanted = await json_body(request, ChatRequest)
         wanted.refuse_unbuilt()
+        wanted.refuse_unpaired()
+        tools = wanted.offered()
         options = self._options
         sampling = wanted.sampling(options.sampling, options.context_tokens)
-        deltas = chat.answer(self._engines.chat, wanted, sampling, options.time_limits)
+        deltas = chat.answer(self._engines.chat, wanted, tools, sampling, options.time_limits)
         completion = Completion(wanted.model)
         if wanted.stream:
             chunks = completion.chunks(deltas, wanted.stream_options)

@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException, RequestCa
 from ray.serve.handle import DeploymentHandle
 
 from deployments.interfaces import (
+    NO_TOOLS,
     ChatDelta,
     ChatMessage,
     EngineBusy,
@@ -22,6 +23,7 @@ from deployments.interfaces import (
     Sampling,
     SpeechChunk,
     Stage,
+    Tools,
     Transcript,
 )
 
@@ -93,14 +95,16 @@ class RemoteChatModel:
         """The handles of all sessions share one router."""
         return RemoteChatModel(self._handle, session_id=session_id)
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
-        async with cancelling(self._prefill.remote(messages, sampling), "llm") as response:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
+        async with cancelling(self._prefill.remote(messages, sampling, tools), "llm") as response:
             await response
 
     async def generate(
-        self, messages: Sequence[ChatMessage], *, sampling: Sampling
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
-        async with cancelling(self._generate.remote(messages, sampling), "llm") as deltas:
+        async with cancelling(self._generate.remote(messages, sampling, tools), "llm") as deltas:
             async for delta in deltas:
                 yield delta
 

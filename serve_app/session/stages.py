@@ -4,10 +4,11 @@ Time limits are per event: the first, then each further one. Cancelling the task
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal, TypeVar, cast
 
@@ -24,11 +25,18 @@ from deployments.interfaces import (
     SpeechDetector,
     Stage,
     Synthesizer,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Tools,
     Transcriber,
     TurnJudge,
 )
+from serve_app.conversation import events
 from serve_app.conversation.commands import Generate, JudgeTurn, Message, Prefill, Synthesize, Transcribe
 from serve_app.conversation.events import (
+    CallGenerated,
+    CallId,
     ChunkId,
     Fact,
     Failure,
@@ -79,9 +87,50 @@ class TimeLimits:
     tts_first_audio_s: float = 8.0
     tts_gap_s: float = 8.0
 
+    def token_gap_s(self, tools: Tools) -> float:
+        """Some servers hold a call back until it is whole, so a pause may be as long as that before the first token."""
+        return max(self.llm_gap_s, self.llm_first_token_s) if tools.offered else self.llm_gap_s
+
 
 class TimeLimitExceeded(EngineFailed):
     """The engine gave nothing within the time that the configuration allows."""
+
+
+class Calls:
+    """The calls of one answer, put together from their pieces."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, ToolCall] = {}
+
+    def add(self, piece: ToolCallDelta) -> None:
+        call = self._calls.get(piece.index, ToolCall("", "", ""))
+        self._calls[piece.index] = ToolCall(
+            call.call_id or piece.call_id, call.name or piece.name, call.arguments + piece.arguments
+        )
+
+    def so_far(self) -> list[ToolCall]:
+        return [call for _, call in sorted(self._calls.items())]
+
+    def whole(self, *, was_cut: bool) -> list[ToolCall]:
+        """All of them, in order. What the token limit cut is left out; else what is no call is EngineFailed."""
+        made = []
+        for call in self.so_far():
+            arguments = call.arguments.strip() or "{}"
+            if call.name and _is_object(arguments):
+                made.append(replace(call, arguments=arguments))
+            elif not was_cut:
+                message = (
+                    f"the model called {call.name or 'no function'!r} with arguments that are no JSON object"
+                )
+                raise EngineFailed(message, stage="llm", engine="call")
+        return made
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class StageCalls:
@@ -130,19 +179,28 @@ class StageCalls:
 
     async def generate(self, command: Generate) -> None:
         messages = _chat(command.messages)
+        tools, calls = Tools(_offered(command.tools), command.must_call), Calls()
         limits, finish, usage = self._limits, None, None
-        stream = self._engines.chat.generate(messages, sampling=self._limited(command.max_output_tokens))
+        stream = self._engines.chat.generate(
+            messages, sampling=self._limited(command.max_output_tokens), tools=tools
+        )
         try:
-            timed = paced(stream, "llm", "token", limits.llm_first_token_s, limits.llm_gap_s)
+            timed = paced(stream, "llm", "token", limits.llm_first_token_s, limits.token_gap_s(tools))
             async with aclosing(timed) as deltas:
                 async for delta in deltas:
                     if delta.text:
                         self._report(TokensGenerated(command.response_id, delta.text))
+                    if delta.call is not None:
+                        calls.add(delta.call)
                     finish = delta.finish_reason or finish
                     usage = delta.usage or usage
+            made = calls.whole(was_cut=finish == "length")
         except EngineError as error:
             self._report(GenerationFailed(command.response_id, _failure(error)))
             return
+        for call in made:
+            call_id = CallId(call.call_id) if call.call_id else None
+            self._report(CallGenerated(command.response_id, call_id, call.name, call.arguments))
         counted = usage and Usage(usage.input_tokens, usage.output_tokens)
         self._report(GenerationFinished(command.response_id, finish or "stop", counted))
 
@@ -152,7 +210,10 @@ class StageCalls:
             return "failed"
         try:
             async with within(PREFILL_S, "llm", f"not read within {PREFILL_S:g} s"):
-                await chat.prefill(_chat(command.messages), sampling=self._limited(command.max_output_tokens))
+                sampling = self._limited(command.max_output_tokens)
+                await chat.prefill(
+                    _chat(command.messages), sampling=sampling, tools=Tools(_offered(command.tools))
+                )
         except EngineBusy:
             return "busy"
         except EngineError as error:
@@ -224,7 +285,16 @@ async def paced(
 
 
 def _chat(messages: tuple[Message, ...]) -> list[ChatMessage]:
-    return [ChatMessage(message.role, message.text) for message in messages]
+    return [_chat_message(message) for message in messages]
+
+
+def _offered(tools: tuple[events.Tool, ...]) -> tuple[Tool, ...]:
+    return tuple(Tool(tool.name, tool.description, tool.parameters) for tool in tools)
+
+
+def _chat_message(message: Message) -> ChatMessage:
+    calls = tuple(ToolCall(call.call_id, call.name, call.arguments) for call in message.calls)
+    return ChatMessage(message.role, message.text, calls, message.output_of or "")
 
 
 def _shifted(word: interfaces.WordTime, shift: int) -> WordTime:

@@ -33,6 +33,8 @@ from serve_app.conversation.commands import (
 from serve_app.conversation.conversation import Conversation
 from serve_app.conversation.events import (
     AudioSent,
+    CallGenerated,
+    CallId,
     ChunkId,
     Event,
     Failure,
@@ -140,11 +142,17 @@ class World:
         reply: str = REPLY,
     ) -> None:
         self.settings = Settings(
-            instructions=settings.instructions, modality=settings.modality, turn_detection=vad
+            instructions=settings.instructions,
+            modality=settings.modality,
+            turn_detection=vad,
+            tools=settings.tools,
+            tool_choice=settings.tool_choice,
         )
         self.parameters = parameters
         self.delays = delays or Delays()
         self.reply = reply
+        self.calls: tuple[str, ...] = ()
+        """Functions that the model calls after its reply, where tools are offered."""
         self.finish_reason = "stop"
         self.has_word_times = True
         self.conversation = Conversation(parameters, self.settings)
@@ -171,6 +179,7 @@ class World:
         self._agenda: list[tuple[float, int, object, Event]] = []
         self._order = count()
         self._chunk_ids = count(1)
+        self._call_ids = count(1)
         self._chunks: dict[ChunkId, tuple[str | None, float]] = {}
         self._playing: dict[ChunkId, Play] = {}
 
@@ -380,6 +389,9 @@ class World:
         for token in tokens:
             self._later(at, key, TokensGenerated(key, token))
             at += self.delays.token_gap_s
+        for name in self.calls if command.tools else ():
+            call_id = CallId(f"{name}_{next(self._call_ids)}")
+            self._later(at, key, CallGenerated(key, call_id, name, "{}"))
         usage = Usage(len(command.messages), len(tokens))
         self._later(at, key, GenerationFinished(key, self.finish_reason, usage))
 

@@ -72,7 +72,7 @@ FAULTS = [
     Fault(
         "an answer cancelled by a cough is lost",
         "conversation.py",
-        '            self._is_owed |= vad.create_response and self.history.last_role() == "user"\n',
+        '            self._is_owed |= vad.create_response and self.history.last_role() in ("user", "tool")\n',
         "            pass\n",
     ),
     Fault(

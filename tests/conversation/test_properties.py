@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from serve_app.conversation.commands import (
+    CallMade,
     CancelTranscription,
     CancelWork,
     Command,
@@ -51,6 +52,8 @@ from serve_app.conversation.events import (
     AudioCleared,
     AudioCommitted,
     AudioSent,
+    CallGenerated,
+    CallId,
     CancelRequested,
     ChunkId,
     Closed,
@@ -73,6 +76,8 @@ from serve_app.conversation.events import (
     SynthesisFailed,
     SynthesisFinished,
     TokensGenerated,
+    Tool,
+    ToolChoice,
     TranscriptFinished,
     TranscriptionFailed,
     TranscriptionId,
@@ -103,6 +108,8 @@ class Referee:
         self.is_unanswered = False
         """There are words of the user that the server is to answer, and it has not begun to."""
         self.is_requested = False
+        self.made: list[CallMade] = []
+        """Every call that was told."""
         self._previous: Command | None = None
         self._generations: Counter[ResponseId] = Counter()
         self._has_floor = False
@@ -158,8 +165,24 @@ class Referee:
     def _is_for_the_open_response(self, command: Play | Generate | Synthesize | TranscriptDelta) -> None:
         assert self.open is not None
         assert command.response_id == self.open.response_id, "nothing is done for a response that is over"
+        if isinstance(command, Generate):
+            self._is_well_formed(command)
         self._generations[command.response_id] += isinstance(command, Generate)
         assert self._generations[command.response_id] <= 2, "one retry"
+
+    def _is_well_formed(self, command: Generate) -> None:
+        """As servers and chat templates want it: each call is followed by its output, and no output comes alone."""
+        assert not command.must_call or command.tools
+        awaited: list[str] = []
+        for message in command.messages:
+            if message.role == "tool":
+                assert message.output_of == awaited.pop(0), "another output than the call's"
+            else:
+                assert not awaited, "a call without its output"
+                assert message.text or message.calls, "a message that says nothing"
+                assert message.role == "assistant" or not message.calls
+                awaited = [call.call_id for call in message.calls]
+        assert not awaited, "a call without its output"
 
     def _is_of_a_draft(self, command: Generate | Synthesize) -> bool:
         return self.open is None or command.response_id != self.open.response_id
@@ -197,7 +220,9 @@ class Referee:
         assert started.response_id == self.draft.response_id
         settings = self.world.conversation.settings
         asked = self.world.conversation.history.messages(settings.instructions)
-        assert self.draft.messages == asked, "it answers what was asked, all of it and nothing else"
+        told, since = asked[: len(self.draft.messages)], asked[len(self.draft.messages) :]
+        assert self.draft.messages == told, "it answers what was asked, all of it and nothing else"
+        assert all(message.calls or message.output_of for message in since), "its own calls, if it has ended"
         assert not self._has_floor, "it is told of when the turn has ended"
         self.draft = None
         self.reached["draft confirmed"] += 1
@@ -216,7 +241,9 @@ class Referee:
         assert not self.is_requested
         assert not self._wordless
         assert not self.is_unanswered or self._has_floor
-        assert prefill.messages == conversation.history.messages(conversation.settings.instructions)
+        settings = conversation.settings
+        assert prefill.messages == conversation.history.messages(settings.instructions)
+        assert prefill.tools == settings.tool_choice.offered(settings.tools)[0]
         assert prefill != self._last_prompt, "nothing is read twice"
         self._last_prompt = prefill
         self.reached["read ahead"] += 1
@@ -292,6 +319,7 @@ class Referee:
         self.reached["retried"] += self._generations[done.response_id] > 1 and done.outcome == "completed"
         is_audio = self.open.modality == "audio"
         self.open = None
+        self._told(done)
         if is_audio:
             self.spoken.add(done.item_id)
         if done.outcome != "interrupted":
@@ -303,9 +331,22 @@ class Referee:
             assert done.heard.text.split() == heard
         vad = self.world.conversation.settings.turn_detection
         assert vad.interrupt_response
-        if not heard and vad.create_response and self.world.conversation.history.last_role() == "user":
+        is_unanswered = self.world.conversation.history.last_role() in ("user", "tool")
+        if not heard and vad.create_response and is_unanswered:
             self.is_unanswered = True
             self.reached["owed again"] += 1
+
+    def _told(self, done: ResponseDone) -> None:
+        """Calls are told at the end of an answer that was not cut, once each, and are in the history then."""
+        if done.outcome not in ("completed", "incomplete"):
+            assert done.calls == ()
+        history = self.world.conversation.history
+        for made in done.calls:
+            assert history.get(made.item.item_id) == made.item
+            assert made.call.call_id not in {before.call.call_id for before in self.made}
+            self.made.append(made)
+            self.reached["called"] += 1
+            self.reached["called after words"] += bool(done.text)
 
     def heard(self, item_id: ItemId) -> list[str]:
         """The words of an answer as the listener heard them, or as the client said that it did."""
@@ -370,7 +411,7 @@ class Talk(RuleBasedStateMachine):
         )
         self.world = World(
             parameters=parameters,
-            settings=Settings(instructions="Be brief."),
+            settings=Settings(instructions="Be brief.", tools=(Tool("f"), Tool("g"))),
             delays=Delays(token_gap_s=1 / 64, **delays),
         )
         self.world.opinion = opinion
@@ -436,16 +477,45 @@ class Talk(RuleBasedStateMachine):
 
     # --- the engines ---
 
-    @rule(reply=st.sampled_from(REPLIES), finish_reason=st.sampled_from(["stop", "stop", "length"]))
-    def the_model_will_say(self, reply: str, finish_reason: str) -> None:
-        self.world.reply, self.world.finish_reason = reply, finish_reason
+    @rule(
+        reply=st.sampled_from(REPLIES),
+        finish_reason=st.sampled_from(["stop", "stop", "length"]),
+        calls=st.sampled_from([(), (), ("f",), ("f", "g")]),
+    )
+    def the_model_will_say(self, reply: str, finish_reason: str, calls: tuple[str, ...]) -> None:
+        self.world.reply, self.world.finish_reason, self.world.calls = reply, finish_reason, calls
 
-    @rule(stage=st.sampled_from(["stt", "llm", "tts"]), times=st.integers(1, 2), is_final=st.booleans())
-    def a_stage_will_fail(self, stage: str, times: int, is_final: bool) -> None:
+    @rule(
+        stage=st.sampled_from(["stt", "llm", "tts"]),
+        times=st.integers(1, 2),
+        is_final=st.booleans(),
+        is_asked=st.booleans(),
+    )
+    def a_stage_will_fail(self, stage: str, times: int, is_final: bool, is_asked: bool) -> None:
         self.world.failing[stage] = times
         self.world.is_failure_retryable = not is_final
+        if is_asked:
+            self.an_answer_is_brought_about(150, SHORT)
 
     # --- the client ---
+
+    @rule(
+        output=st.sampled_from(["done", ""]),
+        place=st.sampled_from(["end", "root"]),
+        asks=st.booleans(),
+        is_wrong=st.booleans(),
+    )
+    def the_client_gives_an_output(self, output: str, place: str, asks: bool, is_wrong: bool) -> None:
+        history = self.world.conversation.history
+        ids = [made.call.call_id for made in self.referee.made]
+        call_id = CallId("unknown") if is_wrong or not ids else ids[-1]
+        is_welcome = history.call(call_id) is not None and not history.has_output(call_id)
+        before = ItemId("root") if place == "root" else None
+        told = self.world.tell(ItemCreated("tool", output, None, before, output_of=call_id))
+        assert any(isinstance(command, Refused) for command in told) != is_welcome
+        self.referee.reached["output given"] += is_welcome
+        if asks and is_welcome:
+            self.the_client_asks_for_a_response(None)
 
     @rule(takes_request_back=st.booleans())
     def the_client_commits(self, takes_request_back: bool) -> None:
@@ -544,12 +614,25 @@ class Talk(RuleBasedStateMachine):
         ),
         modality=st.sampled_from(["audio", "audio", "text"]),
         instructions=st.sampled_from(["Be brief.", "Be brief.", "Be long.", ""]),
+        choice=st.sampled_from(
+            [
+                ToolChoice(),
+                ToolChoice("none"),
+                ToolChoice("required"),
+                ToolChoice(function="f"),
+                ToolChoice(function="h"),
+            ]
+        ),
     )
     def the_client_configures_the_session(
-        self, vad: ServerVad | None, modality: str, instructions: str
+        self, vad: ServerVad | None, modality: str, instructions: str, choice: ToolChoice
     ) -> None:
         changed = replace(
-            self.world.conversation.settings, turn_detection=vad, modality=modality, instructions=instructions
+            self.world.conversation.settings,
+            turn_detection=vad,
+            modality=modality,
+            instructions=instructions,
+            tool_choice=choice,
         )
         self.world.tell(SessionConfigured(changed))
 
@@ -581,6 +664,7 @@ class Talk(RuleBasedStateMachine):
                 TranscriptionFailed(TranscriptionId(999), BROKEN),
                 TurnJudged(JudgementId(999), 1.0),
                 TokensGenerated(ResponseId("resp_0_999"), "ghost"),
+                CallGenerated(ResponseId("resp_0_999"), None, "f", "{}"),
                 GenerationFinished(ResponseId("resp_0_999"), "stop", None),
                 GenerationFailed(ResponseId("resp_0_999"), BROKEN),
                 SpeechSynthesized(ResponseId("resp_0_999"), SegmentId(1), ChunkId(99_999), 1.0),
@@ -636,7 +720,7 @@ class Talk(RuleBasedStateMachine):
     def _everything_comes_to_rest(self) -> None:
         """Whatever came before: once the user is silent and the engines work, all that is owed is given."""
         self.world.failing.clear()
-        self.world.reply = SHORT
+        self.world.reply, self.world.calls = SHORT, ()
         self.world.is_silent(1.0)
         self.world.until(lambda: self.world.agent is AgentState.IDLE, within_s=60.0)
         self.world.wait(2.0)
@@ -686,6 +770,9 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "speech resumed",
         "input stalled",
         "late news",
+        "called",
+        "called after words",
+        "output given",
         "draft confirmed",
         "draft dropped",
         "shown while spoken",

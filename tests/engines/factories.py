@@ -19,6 +19,7 @@ from deployments.options import LlmOptions, ScriptedLlm, ScriptedStt, SttOptions
 from deployments.speakable import Speakable
 
 from . import kokoro_weights
+from .calling import CHAT_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ChatModelFactory:
     build: Callable[[], ChatModel]
     prompt: str = "Count from one to one hundred in words."
     """Has an answer of 20 tokens or more."""
+    called_with: str = '{"city": "Rome"}'
+    """The arguments of its call for `calling.QUESTION`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ def shared_model(name: str) -> Path:
 
 def embedded_chat_model() -> LlmOptions:
     options = LlmOptions(
-        engine="llama_cpp", model=models.EMBEDDED_CHAT_MODEL, parallel=2, context_tokens=1024
+        engine="llama_cpp",
+        model=models.EMBEDDED_CHAT_MODEL,
+        parallel=2,
+        context_tokens=1024,
+        chat_template=str(CHAT_TEMPLATE),
     )
     if models.locate(options) is None:
         pytest.skip(models.missing(options))
@@ -80,6 +87,7 @@ def llama_server() -> ChatModel:
     params.model.path, params.verbosity = str(models.locate(embedded_chat_model())), -1
     params.n_parallel, params.n_ctx, params.n_batch = 2, 2048, 64
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.chat_template = CHAT_TEMPLATE.read_text()
     _servers.append(xllamacpp.Server(params))
     base_url = f"{_servers[-1].listening_address}/v1"
     engine: ChatModel = create(LlmOptions(engine="openai_compatible", base_url=base_url, model="smollm2"))
@@ -118,7 +126,9 @@ TRANSCRIBERS = [
 
 CHAT_MODELS = [
     ChatModelFactory(
-        "scripted", lambda: create(LlmOptions(engine="scripted", scripted=ScriptedLlm(tokens_per_s=100)))
+        "scripted",
+        lambda: create(LlmOptions(engine="scripted", scripted=ScriptedLlm(tokens_per_s=100))),
+        called_with="{}",
     ),
     ChatModelFactory("llama_cpp", lambda: create(embedded_chat_model()), prompt=STORY),
     ChatModelFactory("openai_compatible", llama_server, prompt=STORY),

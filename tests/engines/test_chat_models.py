@@ -1,6 +1,7 @@
 """What every chat model does, run over every one."""
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -8,11 +9,13 @@ import pytest
 
 from deployments.interfaces import BadRequest, ChatMessage, ChatModel, EngineBusy, Prefilling, Sampling
 
+from .calling import MUST_CALL, QUESTION, TOOLS, calls_in
 from .factories import CHAT_MODELS, ChatModelFactory
 from .support import RELEASE_S, cancelled_after, collected
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 GREEDY = Sampling(max_tokens=20, temperature=0.0, seed=1)
+CALLING = Sampling(max_tokens=60, temperature=0.0, seed=1)
 
 
 @pytest.fixture(scope="module", params=CHAT_MODELS, ids=lambda factory: factory.name)
@@ -119,3 +122,24 @@ async def test_reading_ahead_can_be_cancelled(engine: ChatModel, messages: list[
     assert isinstance(engine, Prefilling)
     assert await cancelled_after(0.0, engine.prefill(messages, sampling=GREEDY)) < RELEASE_S
     assert await collected(engine.generate(messages, sampling=GREEDY))
+
+
+async def test_a_function_is_called_with_its_arguments(engine: ChatModel, factory: ChatModelFactory) -> None:
+    deltas = await collected(engine.generate(QUESTION, sampling=CALLING, tools=MUST_CALL))
+    (call,) = calls_in(deltas)
+    assert call.call_id
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", json.loads(factory.called_with))
+    assert [delta.finish_reason for delta in deltas if delta.finish_reason] == ["stop"]
+    assert deltas[-1].call is None
+
+
+async def test_a_model_may_be_offered_functions_and_answer_in_words(engine: ChatModel) -> None:
+    deltas = await collected(engine.generate(QUESTION[-1:], sampling=GREEDY, tools=TOOLS))
+    assert calls_in(deltas) == []
+    assert "".join(delta.text for delta in deltas).strip()
+
+
+async def test_a_caller_that_is_cancelled_in_a_call_is_released(engine: ChatModel) -> None:
+    call = collected(engine.generate(QUESTION, sampling=CALLING, tools=MUST_CALL))
+    assert await cancelled_after(0.05, call) < RELEASE_S
+    assert await collected(engine.generate(QUESTION, sampling=CALLING, tools=MUST_CALL))

@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,20 @@ import pytest
 from deployments import models
 from deployments.engines import create
 from deployments.engines.llama_cpp import LlamaCppChatModel, _Generation, _trained_context
-from deployments.interfaces import BadRequest, ChatDelta, ChatMessage, EngineBusy, EngineFailed, Sampling
+from deployments.interfaces import (
+    BadRequest,
+    ChatDelta,
+    ChatMessage,
+    EngineBusy,
+    EngineFailed,
+    Sampling,
+    Tool,
+    Tools,
+    ToolsNotSupported,
+)
 from deployments.options import LlmOptions
 
+from .calling import CHAT_TEMPLATE, QUESTION, TOOLS, calls_in
 from .support import RELEASE_S, cancelled_after, collected
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -255,7 +267,7 @@ async def test_weights_that_are_not_here_name_the_remedy(
 # --- reading ahead --------------------------------------------------------------------------------------------------
 
 RULES = " ".join(f"Rule {n}: the guest in room {n} takes tea at {n} o'clock." for n in range(30))
-QUESTION = ChatMessage("user", "When do I get my tea?")
+TEA_TIME = ChatMessage("user", "When do I get my tea?")
 
 
 @pytest.fixture
@@ -281,7 +293,7 @@ async def test_a_question_finds_what_was_read_before_it(
         if is_read:
             await engine.prefill([system], sampling=Sampling(max_tokens=16))
         progress.clear()
-        await collected(engine.generate([system, QUESTION], sampling=Sampling(max_tokens=16)))
+        await collected(engine.generate([system, TEA_TIME], sampling=Sampling(max_tokens=16)))
         unread = progress[-1]["total"] - progress[0]["cache"]
         assert (unread < 40) == is_read, f"{unread} of {progress[-1]['total']}"
 
@@ -297,7 +309,7 @@ async def test_a_question_in_the_middle_of_reading_goes_on_from_there(
                 await asyncio.sleep(0.001)
         read = progress[-1]["processed"]
         progress.clear()
-        await collected(engine.generate([system, QUESTION], sampling=Sampling(max_tokens=16)))
+        await collected(engine.generate([system, TEA_TIME], sampling=Sampling(max_tokens=16)))
     assert reading.result()
     assert progress[-1]["cache"] >= read - 1
 
@@ -312,8 +324,55 @@ async def test_a_model_that_wants_a_user_in_the_prompt_is_given_one(
     engine: LlamaCppChatModel, progress: list[dict[str, int]]
 ) -> None:
     """And what follows an answer is read as the template tells it when it has been followed."""
-    told = [ChatMessage("system", RULES), QUESTION, ChatMessage("assistant", "At five.")]
+    told = [ChatMessage("system", RULES), TEA_TIME, ChatMessage("assistant", "At five.")]
     await engine.prefill(told, sampling=Sampling(max_tokens=16))
     progress.clear()
     await collected(engine.generate([*told, ChatMessage("user", "Thanks.")], sampling=Sampling(max_tokens=4)))
     assert progress[-1]["total"] - progress[0]["cache"] < 16
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calling(options: LlmOptions) -> LlamaCppChatModel:
+    engine: LlamaCppChatModel = create(replace(options, chat_template=str(CHAT_TEMPLATE)))
+    return engine
+
+
+async def test_a_model_that_cannot_call_says_so_and_answers_without_tools(engine: LlamaCppChatModel) -> None:
+    with pytest.raises(ToolsNotSupported, match="chat template"):
+        await collected(engine.generate(QUESTION, sampling=Sampling(max_tokens=5), tools=TOOLS))
+    assert await answer(engine, "Hello!")
+
+
+async def test_smollm2_calls_and_goes_on_with_what_came_of_it(calling: LlamaCppChatModel) -> None:
+    sampling = Sampling(max_tokens=60, temperature=0.0, seed=1)
+    deltas = await collected(calling.generate(QUESTION, sampling=sampling, tools=TOOLS))
+    (call,) = calls_in(deltas)
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Rome"})
+    assert sum(delta.call is not None for delta in deltas) > 3, "it comes in pieces"
+    output = ChatMessage("tool", "Rain.", call_id=call.call_id)
+    talk = [*QUESTION, ChatMessage("assistant", "", (call,)), output, ChatMessage("user", "Thank you!")]
+    assert await collected(calling.generate(talk, sampling=sampling))
+
+
+async def test_tools_count_as_the_model_reads_them(calling: LlamaCppChatModel) -> None:
+    deltas = await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=1), tools=TOOLS))
+    assert deltas[-1].usage
+    assert calling._count(QUESTION, TOOLS) == deltas[-1].usage.input_tokens
+    assert calling._count(QUESTION, TOOLS) > calling._count(QUESTION) + 20
+
+
+async def test_a_schema_of_which_no_grammar_can_be_made_is_a_bad_request(calling: LlamaCppChatModel) -> None:
+    nonsense = Tools(
+        (Tool("f", "", '{"type":"object","properties":{"x":{"type":"nonsense"}}}'),), must_call=True
+    )
+    with pytest.raises(BadRequest, match="nonsense"):
+        await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=5), tools=nonsense))
+    assert await collected(calling.generate(QUESTION, sampling=Sampling(max_tokens=1), tools=TOOLS))
+
+
+async def test_a_template_that_is_not_there_is_named(options: LlmOptions, tmp_path: Path) -> None:
+    with pytest.raises(EngineFailed, match=r"llm\.chat_template"):
+        create(replace(options, chat_template=str(tmp_path / "none.jinja")))

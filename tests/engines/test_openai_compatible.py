@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +21,14 @@ from deployments.interfaces import (
     EngineError,
     EngineFailed,
     Sampling,
+    ToolCall,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import LlmOptions
 
+from .calling import MUST_CALL, TOOLS, WEATHER, calls_in, weather_of
 from .support import RELEASE_S, cancelled_after, collected
 
 QUESTION = [ChatMessage("system", "You are brief."), ChatMessage("user", "Hello")]
@@ -365,3 +369,102 @@ async def test_a_question_that_is_longer_than_the_window_is_not_sent() -> None:
         with pytest.raises(BadRequest, match="exceeds the available context size of 15"):
             await sent(server, context_tokens=15)
         assert not server.requests
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+def piece(*calls: dict[str, Any], finish_reason: str | None = None) -> str:
+    delta = {"content": None, "tool_calls": list(calls)}
+    return data(choices=[{"index": 0, "delta": delta, "finish_reason": finish_reason}])
+
+
+def function(arguments: object, name: str | None = None, **fields: object) -> dict[str, Any]:
+    return {"function": {"arguments": arguments} | ({"name": name} if name else {}), **fields}
+
+
+async def call(url: str, tools: Tools = TOOLS, messages: Sequence[ChatMessage] = QUESTION) -> list[ChatDelta]:
+    engine: OpenAICompatibleChatModel = create(
+        LlmOptions(engine="openai_compatible", base_url=url, model="some-model")
+    )
+    try:
+        return await collected(engine.generate(messages, sampling=Sampling(), tools=tools))
+    finally:
+        await engine.aclose()
+
+
+async def test_a_call_arrives_piece_by_piece() -> None:
+    lines = [
+        text("Let me see."),
+        piece(function("", "get_weather", index=0, id="c1", type="function")),
+        piece(function('{"city":', index=0)),
+        piece(function('"Rome"}', index=0)),
+        piece(function("{}", "get_weather", index=1, id="c2")),
+        piece(finish_reason="tool_calls"),
+    ]
+    async with serving(*lines, "data: [DONE]") as server:
+        deltas = await call(server.url)
+    assert deltas[0] == ChatDelta("Let me see.")
+    assert calls_in(deltas) == [
+        ToolCall("c1", "get_weather", '{"city":"Rome"}'),
+        ToolCall("c2", "get_weather", "{}"),
+    ]
+    assert deltas[-1] == ChatDelta("", finish_reason="stop")
+
+
+@pytest.mark.parametrize("index", [{}, {"index": 0}])
+async def test_servers_that_send_calls_whole_need_not_number_them(index: dict[str, int]) -> None:
+    """As Ollama does; arguments as an object are seen too."""
+    lines = [
+        piece(function({"city": "Rome"}, "get_weather", id="c1", **index)),
+        piece(function("{}", "get_time", id="c2", **index)),
+        piece(finish_reason="stop"),
+    ]
+    async with serving(*lines) as server:
+        made = calls_in(await call(server.url))
+    assert made == [ToolCall("c1", "get_weather", '{"city": "Rome"}'), ToolCall("c2", "get_time", "{}")]
+
+
+async def test_tools_and_calls_are_written_as_openai_does() -> None:
+    messages = weather_of("Paris")
+    async with serving(text("x", "stop")) as server:
+        await call(server.url, MUST_CALL, messages)
+        await call(server.url, Tools(), messages)
+    (_, body), (_, without) = server.requests
+    arguments = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "idParis", "type": "function", "function": arguments}],
+        },
+        {"role": "tool", "content": "Sunny.", "tool_call_id": "idParis"},
+    ]
+    schema = json.loads(WEATHER.parameters)
+    written = {"name": "get_weather", "description": "The weather in a city.", "parameters": schema}
+    assert body["tools"] == [{"type": "function", "function": written}]
+    assert body["tool_choice"] == "required"
+    assert "tools" not in without
+    assert "tool_choice" not in without
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "registry.ollama.ai/library/gemma:2b does not support tools",
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+        "tools param requires --jinja flag",
+    ],
+)
+async def test_a_server_that_cannot_call_is_known_by_its_words(reason: str) -> None:
+    body = json.dumps({"error": {"message": reason}})
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    async with serving(head=head) as server:
+        with pytest.raises(ToolsNotSupported):
+            await call(server.url)
+
+
+async def test_a_stream_with_a_broken_call_is_no_stream() -> None:
+    async with serving(piece({"function": "f"})) as server:
+        with pytest.raises(EngineFailed, match="not one of chat completions"):
+            await call(server.url)

@@ -18,7 +18,7 @@ from deployments.engines.scripted import (
     word_number,
 )
 from deployments.engines.scripted_code import decode_words, encode_word
-from deployments.interfaces import ChatMessage, Sampling
+from deployments.interfaces import NO_TOOLS, ChatMessage, Sampling, Tools
 from deployments.options import (
     LlmOptions,
     ScriptedLlm,
@@ -30,6 +30,7 @@ from deployments.options import (
 from serve_app.audio import pcm
 from serve_app.audio.resampling import StreamingResampler
 
+from .calling import MUST_CALL, TOOLS, calls_in, weather_of
 from .support import cancelled_after, collected
 
 Audio = npt.NDArray[np.float32]
@@ -190,3 +191,25 @@ async def test_latencies_are_the_set_ones() -> None:
     times = [loop.time() - started async for _ in stream]
     # Never early; how late depends on the machine.
     assert all(at >= 0.05 + index / 100 - 0.002 for index, at in enumerate(times))
+
+
+CALLING = ScriptedLlm(
+    first_token_s=0, tokens_per_s=1e6, answers=("It is {output}.",), calls=('{"city":"Rome"}', "{}")
+)
+
+
+@pytest.mark.parametrize(
+    ("tools", "output", "calls"),
+    [(TOOLS, False, 2), (MUST_CALL, True, 2), (TOOLS, True, 0), (NO_TOOLS, False, 0)],
+)
+async def test_calls_are_made_where_they_are_offered_and_not_of_an_output(
+    tools: Tools, output: bool, calls: int
+) -> None:
+    mind = ScriptedChatModel(LlmOptions(scripted=CALLING))
+    messages = weather_of("Rome") if output else [ChatMessage("user", "hi")]
+    deltas = await collected(mind.generate(messages, sampling=Sampling(), tools=tools))
+    made = calls_in(deltas)
+    assert [call.arguments for call in made] == ['{"city":"Rome"}', "{}"][:calls]
+    assert len({call.call_id for call in made}) == calls
+    assert "".join(delta.text for delta in deltas) == ("It is Sunny.." if output else "It is .")
+    assert deltas[-1].finish_reason == "stop"

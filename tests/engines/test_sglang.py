@@ -1,10 +1,12 @@
 """The SGLang engine: over a stand-in for `sglang.Engine` everywhere, over the real one in `make test-sglang`."""
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,10 +27,14 @@ from deployments.interfaces import (
     EngineFailed,
     HealthChecked,
     Sampling,
+    ToolCall,
+    Tools,
+    ToolsNotSupported,
     Usage,
 )
 from deployments.options import LlmOptions
 
+from .calling import MUST_CALL, TOOLS, WEATHER, calls_in, weather_of
 from .support import RELEASE_S, cancelled_after, collected
 
 QUESTION = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello")]
@@ -39,7 +45,8 @@ class Tokenizer:
 
     chat_template = "some"
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: object) -> list[int]:
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: object) -> list[int]:
+        self.seen = conversation, options.pop("tools", None)
         assert options == {"add_generation_prompt": True, "return_dict": False, "enable_thinking": False}
         if [turn["role"] for turn in conversation] == ["system"]:
             raise jinja2.TemplateError("no user message")
@@ -348,3 +355,118 @@ def test_without_the_library_the_remedy_is_told(options: LlmOptions, monkeypatch
     monkeypatch.setitem(sys.modules, "sglang", None)
     with pytest.raises(EngineFailed, match=r"constraints-gpu\.txt"):
         create(options)
+
+
+# --- functions, over a stand-in for SGLang's parser -----------------------------------------------------------------
+
+
+class FunctionCallParser:
+    """Takes `call(...)` for a call, its arguments piece by piece, and holds a half mark back."""
+
+    def __init__(self, tools: list[Any], tool_call_parser: str) -> None:
+        if tool_call_parser != "some":
+            raise ValueError(f"Unsupported tool_call_parser: {tool_call_parser}")
+        self.tools = tools
+        self._held = ""
+
+    def parse_stream_chunk(self, text: str) -> tuple[str, list[Any]]:
+        if text == "call(":
+            return "", [SimpleNamespace(tool_index=0, name="get_weather", parameters="")]
+        if text.startswith("{"):
+            return "", [SimpleNamespace(tool_index=0, name=None, parameters=text)]
+        if text == "<":
+            self._held = text
+            return "", []
+        return text, []
+
+    def parse_stream_end(self) -> tuple[str, list[Any]]:
+        return self._held, []
+
+
+@pytest.fixture
+def parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = ModuleType("protocol")
+    protocol.Tool = SimpleNamespace  # type: ignore[attr-defined]
+    parsing = ModuleType("parsing")
+    parsing.FunctionCallParser = FunctionCallParser  # type: ignore[attr-defined]
+    for name in ("srt", "srt.entrypoints", "srt.entrypoints.openai", "srt.function_call"):
+        monkeypatch.setitem(sys.modules, f"sglang.{name}", ModuleType(name))
+    monkeypatch.setitem(sys.modules, "sglang.srt.entrypoints.openai.protocol", protocol)
+    monkeypatch.setitem(sys.modules, "sglang.srt.function_call.function_call_parser", parsing)
+
+
+def made_to_call(options: LlmOptions, parser: str = "some") -> tuple[SglangChatModel, Any]:
+    return made(replace(options, engine_args={"tool_call_parser": parser}))
+
+
+async def call(model: SglangChatModel, tools: Tools = TOOLS) -> list[ChatDelta]:
+    return await collected(model.generate(weather_of("Rome"), sampling=Sampling(), tools=tools))
+
+
+async def test_calls_are_read_out_of_the_text(fake: type[Engine], options: LlmOptions, parser: None) -> None:
+    texts = ["Let me see.", "call(", '{"city":"Rome"}', "<"]
+    so_far = ["".join(texts[: n + 1]) for n in range(len(texts))]
+    fake.answer = answering(*map(chunk, so_far), chunk(so_far[-1], STOP, tokens=4))
+    model, engine = made_to_call(options)
+    deltas = await call(model)
+    assert [delta.text for delta in deltas if delta.text] == ["Let me see.", "<"]
+    assert calls_in(deltas) == [ToolCall("", "get_weather", '{"city":"Rome"}')]
+    assert deltas[-1] == ChatDelta("", finish_reason="stop", usage=Usage(7, 4))
+    assert engine.requests[0]["sampling_params"]["skip_special_tokens"] is False
+
+
+async def test_the_template_gets_tools_and_calls_as_objects(
+    fake: type[Engine], options: LlmOptions, parser: None
+) -> None:
+    model, engine = made_to_call(options)
+    await call(model)
+    conversation, tools = engine.tokenizer.seen
+    assert conversation[1]["tool_calls"][0]["function"] == {
+        "name": "get_weather",
+        "arguments": {"city": "Rome"},
+    }
+    assert conversation[2] == {"role": "tool", "content": "Sunny.", "tool_call_id": "idRome"}
+    assert [tool["function"]["name"] for tool in tools] == ["get_weather"]
+    await ask(model)
+    assert engine.tokenizer.seen[1] is None
+
+
+async def test_a_call_that_must_come_is_held_to_its_schema(
+    fake: type[Engine], options: LlmOptions, parser: None
+) -> None:
+    text = '[{"name": "get_weather", "arguments": {"city": "Rome"}}]'
+    fake.answer = answering(chunk(text[:20]), chunk(text), chunk(text, STOP, tokens=9))
+    model, engine = made_to_call(options)
+    deltas = await call(model, MUST_CALL)
+    assert calls_in(deltas) == [ToolCall("", "get_weather", '{"city": "Rome"}')]
+    assert not any(delta.text for delta in deltas)
+    assert deltas[-1].finish_reason == "stop"
+    schema = json.loads(engine.requests[0]["sampling_params"]["json_schema"])
+    (one,) = schema["items"]["anyOf"]
+    assert one["properties"] == {
+        "name": {"const": "get_weather"},
+        "arguments": json.loads(WEATHER.parameters),
+    }
+
+
+async def test_a_demanded_call_that_was_cut_is_none_and_one_that_never_came_is_a_failure(
+    fake: type[Engine], options: LlmOptions, parser: None
+) -> None:
+    fake.answer = answering(chunk('[{"name"', {"type": "length", "length": 3}))
+    deltas = await call(made_to_call(options)[0], MUST_CALL)
+    assert [(delta.finish_reason, delta.call) for delta in deltas] == [("length", None)]
+    fake.answer = answering(chunk("Sunny.", STOP))
+    with pytest.raises(EngineFailed, match="grammar_backend"):
+        await call(made_to_call(options)[0], MUST_CALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "tool_call_parser"), ("other", "no tool_call_parser 'other'")]
+)
+async def test_without_a_parser_there_are_no_tools(
+    fake: type[Engine], options: LlmOptions, parser: None, name: str, words: str
+) -> None:
+    model, engine = made_to_call(options, name)
+    with pytest.raises(ToolsNotSupported, match=words):
+        await call(model)
+    assert engine.requests == []

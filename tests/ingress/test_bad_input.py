@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Json | str, str, str | None]] = {
         "not_supported",
         f"{AUDIO_IN}.noise_reduction",
     ),
-    "tools": (update(tools=[{"type": "function", "name": "f"}]), "not_supported", "session.tools"),
+    "tools": (update(tools=[{"type": "mcp"}]), "not_supported", "session.tools[0].type"),
     "two modalities": (
         update(output_modalities=["audio", "text"]),
         "invalid_value",
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Json | str, str, str | None]] = {
     "an empty item": (message(content=[]), "missing_required_parameter", "item.content"),
     "an item without a role": (message(role=None), "missing_required_parameter", "item.role"),
     "an item of another role": (message(role="narrator"), "invalid_value", "item.role"),
-    "an item of another type": (message(type="function_call"), "not_supported", "item.type"),
+    "an item of another type": (message(type="mcp_call"), "not_supported", "item.type"),
     "a picture": (message(content=PICTURE), "not_supported", "item.content[0].type"),
     "speech as an item": (message(content=SPEECH), "not_supported", "item.content[0].type"),
     "300 kB of text": (

@@ -46,9 +46,13 @@ RESPONSE: dict[str, Any] = {
     "tool_choice": "none",
     "audio": {"output": {"format": {"type": "audio/pcm", "rate": 24000}, "voice": {"id": "bm_george"}}},
 }
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "name": "f",
+    "description": "Does it.",
+    "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+}
 _UNSUPPORTED_ITEMS: dict[str, dict[str, Any]] = {
-    "function_call": {"type": "function_call", "name": "f", "arguments": "{}"},
-    "function_call_output": {"type": "function_call_output", "call_id": "c", "output": "1"},
     "image": {
         "type": "message",
         "role": "user",
@@ -90,6 +94,23 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
         "item": message(
             "assistant", "output_text", "Hi.", "There.", id="i", object="realtime.item", status="completed"
         ),
+    },
+    "create, call": {
+        "type": "conversation.item.create",
+        "item": {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    },
+    "create, output": {
+        "type": "conversation.item.create",
+        "event_id": "e1",
+        "item": {"type": "function_call_output", "id": "i", "call_id": "c", "output": "1"},
+    },
+    "session.update, tools": {
+        "type": "session.update",
+        "session": {"type": "realtime", "tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}},
+    },
+    "response.create, tools": {
+        "type": "response.create",
+        "response": {"tools": [TOOL], "tool_choice": "required"},
     },
     "create, system": {
         "type": "conversation.item.create",

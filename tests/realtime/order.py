@@ -26,6 +26,13 @@ class _Response:
     is_part_done: bool = False
     done_item: Event | None = None
     is_item_done: bool = False
+    call: Event | None = None
+    """The open function_call item; it and what follows of it name `call_index`."""
+    is_call_announced: bool = False
+    arguments: str = ""
+    final_arguments: str | None = None
+    done_items: list[Event] = field(default_factory=list)
+    """Calls, and the message before them, as output_item.done showed them."""
     had_speech: bool = False
     had_audio_after_speech: bool = False
 
@@ -105,6 +112,11 @@ class OrderChecker:
         self.items[item_id] = "added"
         if self.response is not None and item_id == self.response.item_id:
             self.response.is_item_announced = True
+        if self.response is not None and self.response.call and item_id == self.response.call["id"]:
+            assert event["item"] == self.response.call, (
+                "conversation.item.added shows what output_item.added did"
+            )
+            self.response.is_call_announced = True
 
     def _item_done(self, event: Event) -> None:
         item = event["item"]
@@ -114,6 +126,11 @@ class OrderChecker:
         if self.response is not None and item["id"] == self.response.item_id:
             assert self.response.done_item == item, "conversation.item.done shows what output_item.done did"
             self.response.is_item_done = True
+        if self.response is not None and self.response.call and item["id"] == self.response.call["id"]:
+            assert self.response.done_items[-1] == item, (
+                "conversation.item.done shows what output_item.done did"
+            )
+            self.response.call = None
 
     def _item_deleted(self, event: Event) -> None:
         assert self.items.get(event["item_id"]) == "done", "deleted an item that is not there"
@@ -143,10 +160,45 @@ class OrderChecker:
 
     def _output_item_added(self, event: Event) -> None:
         response = self._open(event)
+        if event["item"]["type"] == "function_call":
+            self._call_added(response, event)
+            return
         assert response.item_id is None, "a second output item"
+        assert not response.done_items, "words after a call"
         assert event["item"]["id"] not in self.items, "the output item was in the conversation before"
         assert event["item"]["status"] == "in_progress", "the output item was added as done"
         response.item_id = event["item"]["id"]
+
+    def _call_added(self, response: _Response, event: Event) -> None:
+        item = event["item"]
+        assert response.call is None, "a call while another is open"
+        assert response.item_id is None or response.is_item_done, "a call while the message is open"
+        assert event["output_index"] == len(response.done_items), "output items are numbered in order"
+        assert item["id"] not in self.items, "the call was in the conversation before"
+        assert (item["status"], item["arguments"]) == ("in_progress", ""), "the call was added as done"
+        response.call, response.is_call_announced = item, False
+        response.arguments, response.final_arguments = "", None
+
+    def _arguments(self, event: Event) -> None:
+        response = self._open_call(event)
+        assert response.final_arguments is None, "arguments after their end"
+        response.arguments += event["delta"]
+
+    def _arguments_done(self, event: Event) -> None:
+        response = self._open_call(event)
+        assert response.final_arguments is None, "arguments ended twice"
+        response.final_arguments = event["arguments"]
+        assert response.final_arguments == response.arguments, "the arguments are not the sum of the deltas"
+        assert event["name"] == response.call["name"], "another function than was added"
+
+    def _open_call(self, event: Event) -> _Response:
+        response = self._open(event)
+        assert response.call is not None, f"{event['type']} without a call"
+        assert response.is_call_announced, f"{event['type']} before conversation.item.added"
+        assert event["item_id"] == response.call["id"], f"{event['type']} of another item"
+        assert event["call_id"] == response.call["call_id"], f"{event['type']} of another call"
+        assert event["output_index"] == len(response.done_items), f"{event['type']} at another place"
+        return response
 
     def _part_added(self, event: Event) -> None:
         response = self._open(event)
@@ -195,9 +247,17 @@ class OrderChecker:
     def _output_item_done(self, event: Event) -> None:
         response = self._open(event)
         item = event["item"]
+        if item["type"] != "function_call":
+            assert response.done_item is None, "the item ended twice"
+        assert event["output_index"] == len(response.done_items), "output items are numbered in order"
+        response.done_items.append(item)
+        if item["type"] == "function_call":
+            assert response.call is not None, "a call ended that was not added"
+            expected = response.call | {"status": "completed", "arguments": response.final_arguments}
+            assert item == expected, "the call that ended is not the one that was told"
+            return
         assert item["id"] == response.item_id, "another item than was added"
         assert response.is_part_done, "the item ended before its part"
-        assert response.done_item is None, "the item ended twice"
         (content,) = item["content"]
         assert content["type"] == f"output_{response.modality}", "content of another modality"
         response.done_item = item
@@ -209,11 +269,11 @@ class OrderChecker:
         status, details = response["status"], response["status_details"] or {}
         assert status in ("completed", "cancelled", "incomplete", "failed"), "done with no final status"
         assert details.get("type", status) == status, "details of another status"
-        if opened.item_id is None:
+        if opened.item_id is None and opened.call is None and not opened.done_items:
             assert response["output"] == [], "an item in response.done that was never added"
-        else:
-            assert opened.is_item_done, "response.done before its item was done"
-            assert response["output"] == [opened.done_item], "response.done shows what output_item.done did"
+        assert opened.item_id is None or opened.is_item_done, "response.done before its item was done"
+        assert opened.call is None, "response.done before its call was done"
+        assert response["output"] == opened.done_items, "response.done shows what output_item.done did"
         if details.get("reason") == "turn_detected":
             assert not opened.had_audio_after_speech, "audio of an interrupted answer after speech_started"
         usage = response["usage"]
@@ -258,6 +318,8 @@ _RULES: dict[str, Callable[[OrderChecker, Event], None]] = {
     "response.output_audio_transcript.done": OrderChecker._words_done,
     "response.output_text.done": OrderChecker._words_done,
     "response.content_part.done": OrderChecker._part_done,
+    "response.function_call_arguments.delta": OrderChecker._arguments,
+    "response.function_call_arguments.done": OrderChecker._arguments_done,
     "response.output_item.done": OrderChecker._output_item_done,
     "response.done": OrderChecker._response_done,
 }

@@ -16,8 +16,10 @@ from realtime.wire_scripts import (
     CONVERSATIONS,
     HEARD,
     LATENCY,
+    ONLY_A_CALL,
     RESPONSE,
     USER,
+    WORDS_AND_CALLS,
     Chunk,
     done,
     kinds,
@@ -117,6 +119,37 @@ def test_the_order_of_a_written_answer():
         "response.output_item.done",
         "conversation.item.done",
         "response.done",
+    ]
+
+
+def test_the_order_of_words_and_calls():
+    a_call = [
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "conversation.item.done",
+    ]
+    events = play(WORDS_AND_CALLS)
+    assert kinds(events)[-14:] == ["conversation.item.done", *a_call, *a_call, "response.done"]
+    assert kinds(play(ONLY_A_CALL)) == ["session.created", "response.created", *a_call, "response.done"]
+    items = events[-1]["response"]["output"]
+    assert [item["type"] for item in items] == ["message", "function_call", "function_call"]
+    assert items[1] == {
+        "id": "item_3",
+        "object": "realtime.item",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": "call_1",
+        "name": "get_weather",
+        "arguments": '{"city":"Paris"}',
+    }
+    assert [e["output_index"] for e in events if e["type"] == "response.output_item.done"] == [0, 1, 2]
+    assert [e["previous_item_id"] for e in events if e["type"] == "conversation.item.done"] == [
+        USER,
+        ANSWER,
+        "item_3",
     ]
 
 

@@ -261,6 +261,46 @@ FAULTS: dict[str, tuple[str, str, Callable[[Events], None]]] = {
         "the item ended twice",
         repeat("response.output_item.done"),
     ),
+    "a call while the message is open": (
+        "words and two calls",
+        "a call while the message is open",
+        move("response.output_item.added", before="response.output_audio.done", nth=1),
+    ),
+    "arguments before the call is in the conversation": (
+        "only a call",
+        "response.function_call_arguments.delta before conversation.item.added",
+        drop("conversation.item.added", nth=1),
+    ),
+    "arguments twice": (
+        "only a call",
+        "the arguments are not the sum of the deltas",
+        repeat("response.function_call_arguments.delta"),
+    ),
+    "arguments whose end comes first": (
+        "only a call",
+        "the arguments are not the sum of the deltas",
+        move("response.function_call_arguments.done", before="response.function_call_arguments.delta"),
+    ),
+    "a call without its arguments": (
+        "only a call",
+        "the call that ended is not the one that was told",
+        drop("response.function_call_arguments.done"),
+    ),
+    "a call done twice": (
+        "only a call",
+        "output items are numbered in order",
+        again("response.output_item.done", before="response.done"),
+    ),
+    "a call left open": (
+        "only a call",
+        "response.done before its call was done",
+        drop("conversation.item.done", nth=1),
+    ),
+    "a call forgotten": (
+        "words and two calls",
+        "response.done shows what output_item.done did",
+        put_in(DONE, "response", output=[]),
+    ),
     "the item never done in the response": (
         "spoken turn",
         "conversation.item.done shows what output_item.done did",

@@ -13,7 +13,7 @@ from realtime.client_examples import SESSION
 from deployments.engines import kokoro_voices
 from deployments.engines.kokoro_voices import Voices
 from deployments.interfaces import BadRequest
-from serve_app.conversation.events import ServerVad, Settings
+from serve_app.conversation.events import ServerVad, Settings, Tool, ToolChoice
 from serve_app.realtime.client_events import SessionUpdate
 from serve_app.realtime.codec import decode
 from serve_app.realtime.errors import ProtocolError
@@ -42,7 +42,8 @@ CURRENT = SessionConfig(
 
 
 def updated(session: dict[str, Any], current: SessionConfig = CURRENT) -> SessionConfig:
-    event = decode(json.dumps({"type": "session.update", "event_id": "e1", "session": session}))
+    text = json.dumps({"type": "session.update", "event_id": "e1", "session": session})
+    event = decode(text.replace("Infinity", "1e999"))
     assert isinstance(event, SessionUpdate)
     return apply_update(current, event)
 
@@ -57,6 +58,30 @@ def audio_out(**fields: Any) -> dict[str, Any]:
 
 def server_vad(**fields: Any) -> dict[str, Any]:
     return audio_in(turn_detection={"type": "server_vad", **fields})
+
+
+def tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "name": "f", **fields}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"properties": {"x": schema}}
+    return schema
+
+
+SCHEMA = {"properties": {"x": {"type": "integer"}}}
+BAD_SCHEMAS: dict[str, Any] = {
+    "no object": "all",
+    "of no object": {"type": "string"},
+    "no object of properties": {"properties": ["x"]},
+    "too deep": nested(40),
+    "far too deep": nested(200),
+    "infinity": {"default": 1e999},
+    "half a character": {"title": "\ud800"},
+    "too long": {"title": "x" * 20_000},
+}
 
 
 def with_settings(**fields: Any) -> SessionConfig:
@@ -120,7 +145,23 @@ CHANGES: dict[str, tuple[dict[str, Any], SessionConfig]] = {
     "speed": (audio_out(speed=1), with_settings(speed=1.0)),
     "the same model": ({"model": "voice"}, CURRENT),
     "a session sent back": ({"id": "sess_1", "object": "realtime.session", "expires_at": 1}, CURRENT),
-    "no tools, no choice": ({"tools": [], "tool_choice": "none", "parallel_tool_calls": False}, CURRENT),
+    "no tools, no choice": (
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": False},
+        with_settings(tool_choice=ToolChoice("none")),
+    ),
+    "tools": (
+        {"tools": [tool(), tool(name="g", description="Does g.", parameters=SCHEMA)]},
+        with_settings(
+            tools=(
+                Tool("f"),
+                Tool("g", "Does g.", '{"type":"object","properties":{"x":{"type":"integer"}}}'),
+            )
+        ),
+    ),
+    "a tool that must be called": (
+        {"tools": [tool()], "tool_choice": {"type": "function", "name": "f"}},
+        with_settings(tools=(Tool("f"),), tool_choice=ToolChoice(function="f")),
+    ),
     "OpenAI's defaults": ({"truncation": "auto", "tracing": None, "include": [], "prompt": None}, CURRENT),
 }
 
@@ -182,12 +223,48 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "session.output_modalities",
     ),
     "no modality": ({"output_modalities": []}, "invalid_value", "session.output_modalities"),
-    "tools": ({"tools": [{"type": "function", "name": "f"}]}, "not_supported", "session.tools"),
-    "tools of no known shape": ({"tools": "all"}, "not_supported", "session.tools"),
-    "a forced tool": ({"tool_choice": "required"}, "not_supported", "session.tool_choice"),
-    "a named tool": (
-        {"tool_choice": {"type": "function", "name": "f"}},
-        "not_supported",
+    "tools of no known shape": ({"tools": "all"}, "invalid_type", "session.tools"),
+    "a tool of an unknown type": ({"tools": [{"type": "f"}]}, "invalid_value", "session.tools[0].type"),
+    "a tool of a server": ({"tools": [{"type": "mcp"}]}, "not_supported", "session.tools[0].type"),
+    "a tool without a type": (
+        {"tools": [{"name": "f"}]},
+        "missing_required_parameter",
+        "session.tools[0].type",
+    ),
+    "a tool without a name": (
+        {"tools": [{"type": "function"}]},
+        "missing_required_parameter",
+        "session.tools[0].name",
+    ),
+    "a name that no engine takes": (
+        {"tools": [{"type": "function", "name": "my tool"}]},
+        "invalid_value",
+        "session.tools[0].name",
+    ),
+    "two tools of one name": ({"tools": [tool(), tool()]}, "invalid_value", "session.tools"),
+    "too many tools": (
+        {"tools": [tool(name=f"f{n}") for n in range(129)]},
+        "invalid_value",
+        "session.tools",
+    ),
+    **{
+        f"parameters: {name}": (
+            {"tools": [tool(parameters=schema)]},
+            "invalid_value",
+            "session.tools[0].parameters",
+        )
+        for name, schema in BAD_SCHEMAS.items()
+    },
+    "a choice of no known shape": ({"tool_choice": 1}, "invalid_value", "session.tool_choice"),
+    "a server's tool": ({"tool_choice": {"type": "mcp"}}, "not_supported", "session.tool_choice"),
+    "a forced tool where there are none": (
+        {"tool_choice": "required"},
+        "invalid_value",
+        "session.tool_choice",
+    ),
+    "a tool that is not there": (
+        {"tools": [tool()], "tool_choice": {"type": "function", "name": "g"}},
+        "invalid_value",
         "session.tool_choice",
     ),
     "truncation": ({"truncation": "disabled"}, "not_supported", "session.truncation"),
@@ -262,6 +339,8 @@ CONFIGS = [
     SessionConfig(),
     with_settings(turn_detection=None, modality="text", max_output_tokens=None, language=None),
     replace(CURRENT, input_format=AudioFormat.PCMU, output_format=AudioFormat.PCMA),
+    with_settings(tools=(Tool("f", "Does f."),), tool_choice=ToolChoice("required")),
+    with_settings(tools=(Tool("f"), Tool("g")), tool_choice=ToolChoice(function="g")),
 ]
 
 

@@ -11,11 +11,17 @@ from realtime.wire_scripts import CONFIG
 from serve_app.conversation.events import (
     AudioCleared,
     AudioCommitted,
+    Call,
+    CallId,
     CancelRequested,
     ItemCreated,
     ItemDeleted,
+    ItemId,
     ItemRetrieved,
     ResponseRequested,
+    Settings,
+    Tool,
+    ToolChoice,
     TruncationRequested,
 )
 from serve_app.realtime.codec import decode
@@ -68,7 +74,7 @@ def test_a_message_keeps_its_id_its_place_and_all_its_parts():
 def test_a_response_as_the_session_says():
     assert wish("response.create") == ResponseRequested(event_id="e1")
     assert respond(conversation="auto", tools=[], tool_choice="none", audio={}) == ResponseRequested(
-        event_id="e1"
+        tools=(), tool_choice=ToolChoice("none"), event_id="e1"
     )
 
 
@@ -81,7 +87,39 @@ def test_a_response_as_the_client_says():
         metadata={"b": "2", "a": "1"},
         audio={"output": output},
     )
-    assert wished == ResponseRequested("", "text", "bm_george", 9, (("b", "2"), ("a", "1")), "e1")
+    assert wished == ResponseRequested(
+        "", "text", "bm_george", 9, metadata=(("b", "2"), ("a", "1")), event_id="e1"
+    )
+
+
+def test_a_response_with_tools_of_its_own():
+    f = {"type": "function", "name": "f"}
+    assert respond(tools=[f], tool_choice={"type": "function", "name": "f"}) == ResponseRequested(
+        tools=(Tool("f"),), tool_choice=ToolChoice(function="f"), event_id="e1"
+    )
+    assert respond(tools=[]).tools == ()
+    assert respond().tools is None
+
+
+def test_a_choice_among_the_tools_of_the_session():
+    config = replace(CONFIG, settings=Settings(tools=(Tool("f"),)))
+    request = {"type": "response.create", "response": {"tool_choice": "required"}}
+    assert to_wish(decode(json.dumps(request)), config).tool_choice == ToolChoice("required")
+
+
+def test_a_call_and_its_output_from_the_client():
+    call = {
+        "type": "function_call",
+        "call_id": "c",
+        "name": "f",
+        "arguments": '{"x": 1}',
+        "status": "completed",
+    }
+    assert create(call) == ItemCreated(
+        "assistant", "", call=Call(CallId("c"), "f", '{"x": 1}'), event_id="e1"
+    )
+    output = {"type": "function_call_output", "id": "i", "call_id": "c", "output": ""}
+    assert create(output) == ItemCreated("tool", "", ItemId("i"), output_of=CallId("c"), event_id="e1")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +139,41 @@ def test_no_token_limit_is_the_sessions():
 
 PART = "item.content[0]"
 BAD_ITEMS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "a function call": ({"type": "function_call", "name": "f"}, "not_supported", "item.type"),
-    "a function's output": ({"type": "function_call_output"}, "not_supported", "item.type"),
+    "a call without a name": (
+        {"type": "function_call", "call_id": "c", "arguments": "{}"},
+        "missing_required_parameter",
+        "item.name",
+    ),
+    "a call without an id": (
+        {"type": "function_call", "name": "f", "arguments": "{}"},
+        "missing_required_parameter",
+        "item.call_id",
+    ),
+    "a call without arguments": (
+        {"type": "function_call", "call_id": "c", "name": "f"},
+        "missing_required_parameter",
+        "item.arguments",
+    ),
+    "half of a call's arguments": (
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"x":'},
+        "invalid_value",
+        "item.arguments",
+    ),
+    "arguments without names": (
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "[1]"},
+        "invalid_value",
+        "item.arguments",
+    ),
+    "an output of nothing": (
+        {"type": "function_call_output", "output": "1"},
+        "missing_required_parameter",
+        "item.call_id",
+    ),
+    "no output": (
+        {"type": "function_call_output", "call_id": "c"},
+        "missing_required_parameter",
+        "item.output",
+    ),
     "a reference": ({"type": "item_reference", "id": "i"}, "not_supported", "item.type"),
     "an unknown type": ({"type": "note"}, "invalid_value", "item.type"),
     "no role": ({"type": "message", "content": []}, "missing_required_parameter", "item.role"),
@@ -146,8 +217,20 @@ def test_the_part_at_fault_is_counted():
 
 
 BAD_RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
-    "tools": ({"tools": [{"type": "function", "name": "f"}]}, "not_supported", "response.tools"),
-    "a forced tool": ({"tool_choice": "required"}, "not_supported", "response.tool_choice"),
+    "a tool of another kind": ({"tools": [{"type": "mcp"}]}, "not_supported", "response.tools[0].type"),
+    "a forced tool where there are none": (
+        {"tool_choice": "required"},
+        "invalid_value",
+        "response.tool_choice",
+    ),
+    "a tool that is not there": (
+        {
+            "tools": [{"type": "function", "name": "f"}],
+            "tool_choice": {"type": "function", "name": "g"},
+        },
+        "invalid_value",
+        "response.tool_choice",
+    ),
     "input": ({"input": [message("user", "input_text", "x")]}, "not_supported", "response.input"),
     "empty input": ({"input": []}, "not_supported", "response.input"),
     "out of band": ({"conversation": "none"}, "not_supported", "response.conversation"),

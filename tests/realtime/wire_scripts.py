@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.conversation.commands import (
+    CallMade,
     Heard,
     InputCleared,
     Item,
@@ -26,7 +27,17 @@ from serve_app.conversation.commands import (
     TranscriptGrown,
     TurnCommitted,
 )
-from serve_app.conversation.events import Failure, ItemId, ResponseId, Settings, Usage
+from serve_app.conversation.events import (
+    Call,
+    CallId,
+    Failure,
+    ItemId,
+    ResponseId,
+    Settings,
+    Tool,
+    ToolChoice,
+    Usage,
+)
 from serve_app.conversation.timeline import TurnLatency
 from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig
@@ -74,6 +85,19 @@ def spoken_answer(end: ResponseDone) -> list[Notice | Chunk]:
     return [started(), words("It is "), Chunk(), Chunk(), words("noon."), Chunk(), end]
 
 
+WEATHER = Call(CallId("call_1"), "get_weather", '{"city":"Paris"}')
+TIME = Call(CallId("call_2"), "get_time", "{}")
+
+
+def made(call: Call, item_id: str, previous: str | None) -> CallMade:
+    item = Item(ItemId(item_id), "assistant", "", "text", call=call)
+    return CallMade(item, call, None if previous is None else ItemId(previous))
+
+
+ONLY_A_CALL = [started(), done(calls=(made(WEATHER, "item_3", USER),))]
+WORDS_AND_CALLS = spoken_answer(
+    done(text="It is noon.", calls=(made(WEATHER, "item_3", ANSWER), made(TIME, "item_4", "item_3")))
+)
 HEARD = Heard("It is", 420, is_estimated=False)
 CONVERSATIONS: dict[str, list[Notice | Chunk]] = {
     "spoken turn": [*user_turn(), *spoken_answer(done(text="It is noon.", latency=LATENCY))],
@@ -106,6 +130,20 @@ CONVERSATIONS: dict[str, list[Notice | Chunk]] = {
     "cut by the token limit": [*user_turn(), *spoken_answer(done("incomplete", "It is noon."))],
     "failed": [*user_turn(), started(), done("failed", failure=BUSY)],
     "failed half-way": [*user_turn(), started("text"), words("It is"), done("failed", "It is", failure=BUSY)],
+    "only a call": [*user_turn(), *ONLY_A_CALL],
+    "words and two calls": [*user_turn(), *WORDS_AND_CALLS],
+    "a call cut by the token limit after another": [
+        ItemAdded(Item(USER, "user", "What time is it?", "text"), None),
+        started("text"),
+        words("Let me see."),
+        done("incomplete", "Let me see.", calls=(made(WEATHER, "item_3", ANSWER),)),
+    ],
+    "a call and its output, from the client": [
+        ItemAdded(Item(ItemId("c"), "assistant", "", "text", call=WEATHER), None),
+        ItemAdded(Item(ItemId("o"), "tool", "Sunny.", "text", output_of=WEATHER.call_id), ItemId("c")),
+        ItemShown(Item(ItemId("c"), "assistant", "", "text", call=WEATHER)),
+        ItemShown(Item(ItemId("o"), "tool", "Sunny.", "text", output_of=WEATHER.call_id)),
+    ],
     "nothing was said": [
         SpeechStarted(USER, 0),
         SpeechStopped(USER, 900),
@@ -124,6 +162,15 @@ CONVERSATIONS: dict[str, list[Notice | Chunk]] = {
     "not transcribed": [SpeechStarted(USER, 0), TurnCommitted(USER, None), TranscriptFailed(USER, BUSY)],
     "small talk": [
         SettingsChanged(Settings(turn_detection=None, max_output_tokens=90, language="de")),
+        SettingsChanged(
+            Settings(
+                tools=(
+                    Tool("get_weather", "The weather.", '{"type":"object","properties":{}}'),
+                    Tool("get_time"),
+                ),
+                tool_choice=ToolChoice(function="get_time"),
+            )
+        ),
         SpeechStarted(USER, 0),
         InputCleared(),
         Refused("item_not_found", "There is no item 'x'.", "item_id", "e1"),

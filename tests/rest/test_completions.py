@@ -1,5 +1,6 @@
 """`/v1/chat/completions`: what is asked of the engine, what is refused, and how an answer ends."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,11 +10,33 @@ from ingress.asgi import server_of
 from rest.wire import events_in, http_of
 from session.calls import scripted
 
-from deployments.interfaces import ChatDelta, ChatMessage, Sampling, Usage
+from deployments.interfaces import (
+    ChatDelta,
+    ChatMessage,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Tools,
+    Usage,
+)
 from deployments.options import ScriptedLlm
 from serve_app.rest.chat import StopSequences
 
 HELLO = [{"role": "user", "content": "hello"}]
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA},
+}
+WEATHER_TOOL = Tool("get_weather", "The weather.", json.dumps(SCHEMA, separators=(",", ":")))
+PARIS = '{"city":"Paris"}'
+CALLS = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": PARIS}}],
+}
+OUTPUT = {"role": "tool", "tool_call_id": "c1", "content": "Sunny."}
 
 
 class Recording:
@@ -23,10 +46,11 @@ class Recording:
         self.deltas = deltas or (ChatDelta("Yes.", "stop", Usage(1, 1)),)
         self.messages: list[ChatMessage] = []
         self.sampling = Sampling()
+        self.tools = Tools()
         self.given = 0
 
-    async def generate(self, messages: Any, *, sampling: Sampling) -> Any:
-        self.messages, self.sampling = list(messages), sampling
+    async def generate(self, messages: Any, *, sampling: Sampling, tools: Tools) -> Any:
+        self.messages, self.sampling, self.tools = list(messages), sampling, tools
         for delta in self.deltas:
             self.given += 1
             yield delta
@@ -81,7 +105,27 @@ async def test_an_answer_is_as_long_as_configured_or_asked_and_never_over_the_wi
         ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_type", "messages[0].content"),
         ({"messages": [{"role": "king", "content": "x"}]}, "invalid_value", "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].tool_call_id"),
+        (
+            {"messages": [*HELLO, CALLS, OUTPUT | {"tool_call_id": "c2"}]},
+            "invalid_value",
+            "messages[2].tool_call_id",
+        ),
+        ({"messages": [*HELLO, CALLS]}, "invalid_value", "messages"),
+        ({"messages": [*HELLO, CALLS, *HELLO, OUTPUT]}, "invalid_value", "messages"),
+        ({"messages": [CALLS | {"role": "user"}, OUTPUT]}, "invalid_value", "messages[0].tool_calls"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "["}}],
+                    }
+                ]
+            },
+            "invalid_value",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         (
             {"messages": [*HELLO, {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "invalid_value",
@@ -95,8 +139,30 @@ async def test_an_answer_is_as_long_as_configured_or_asked_and_never_over_the_wi
         ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", "stop"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"n": 2}, "not_supported", "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "not_supported", "tools"),
-        ({"tool_choice": "required"}, "not_supported", "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "invalid_value", "tools[0].type"),
+        (
+            {"tools": [{"type": "function", "function": {}}]},
+            "missing_required_parameter",
+            "tools[0].function.name",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "invalid_value",
+            "tools[0].function.name",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "invalid_value",
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [WEATHER, WEATHER]}, "invalid_value", "tools"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": "always"}, "invalid_value", "tool_choice"),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "invalid_value",
+            "tool_choice",
+        ),
         ({"response_format": {"type": "json_object"}}, "not_supported", "response_format"),
         ({"modalities": ["text", "audio"]}, "not_supported", "modalities"),
         ({"logprobs": True}, "not_supported", "logprobs"),
@@ -162,6 +228,86 @@ async def test_an_engine_that_ends_without_a_reason_has_stopped():
     [choice] = response.json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("One", "stop")
     assert response.json()["usage"] is None
+
+
+# --- functions ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_model_gets_the_tools_and_what_came_of_its_calls():
+    chat = Recording()
+    response = await ask(chat, tools=[WEATHER], messages=[*HELLO, CALLS, OUTPUT])
+    assert response.status_code == 200
+    assert chat.tools == Tools((WEATHER_TOOL,))
+    assert chat.messages == [
+        ChatMessage("user", "hello"),
+        ChatMessage("assistant", "", (ToolCall("c1", "get_weather", PARIS),)),
+        ChatMessage("tool", "Sunny.", call_id="c1"),
+    ]
+
+
+OTHER = {"type": "function", "function": {"name": "other"}}
+OTHER_TOOL = Tool("other", "", '{"type":"object","properties":{}}')
+
+
+@pytest.mark.parametrize(
+    ("choice", "tools"),
+    [
+        (None, Tools((WEATHER_TOOL, OTHER_TOOL))),
+        ("auto", Tools((WEATHER_TOOL, OTHER_TOOL))),
+        ("none", Tools()),
+        ("required", Tools((WEATHER_TOOL, OTHER_TOOL), must_call=True)),
+        ({"type": "function", "function": {"name": "other"}}, Tools((OTHER_TOOL,), must_call=True)),
+    ],
+)
+async def test_a_choice_of_tools_is_what_the_model_may_call(choice: Any, tools: Tools):
+    chat = Recording()
+    await ask(chat, tools=[WEATHER, OTHER], tool_choice=choice)
+    assert chat.tools == tools
+
+
+CALLING = [
+    ChatDelta("Let me see."),
+    ChatDelta("", call=ToolCallDelta(0, "c1", "get_weather", '{"city":')),
+    ChatDelta("", call=ToolCallDelta(0, arguments='"Paris"}')),
+    ChatDelta("", call=ToolCallDelta(1, "", "get_weather", "{}")),
+    ChatDelta("", "stop", Usage(3, 2)),
+]
+
+
+async def test_calls_in_an_answer_that_is_sent_whole():
+    [choice] = (await ask(Recording(*CALLING), tools=[WEATHER])).json()["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Let me see."
+    first, second = choice["message"]["tool_calls"]
+    assert first == {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": PARIS}}
+    assert second["id"].startswith("call_"), "a client needs an id, whether the engine has one or not"
+    [only_calls] = (await ask(Recording(*CALLING[1:]), tools=[WEATHER])).json()["choices"]
+    assert only_calls["message"]["content"] is None
+
+
+async def test_calls_in_a_stream_come_piece_by_piece():
+    response = await ask(Recording(*CALLING), tools=[WEATHER], stream=True)
+    *chunks, done = events_in(response.text)
+    assert done == "[DONE]"
+    _, said, first, more, second, end = [chunk["choices"][0] for chunk in chunks]
+    assert said["delta"] == {"content": "Let me see."}
+    assert first["delta"]["tool_calls"] == [
+        {
+            "index": 0,
+            "id": "c1",
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": '{"city":'},
+        }
+    ]
+    assert more["delta"]["tool_calls"] == [{"index": 0, "function": {"arguments": '"Paris"}'}}]
+    assert second["delta"]["tool_calls"][0]["id"].startswith("call_")
+    assert (end["delta"], end["finish_reason"]) == ({}, "tool_calls")
+
+
+async def test_an_answer_cut_in_a_call_says_length():
+    chat = Recording(CALLING[1], ChatDelta("", "length"))
+    [choice] = (await ask(chat, tools=[WEATHER])).json()["choices"]
+    assert choice["finish_reason"] == "length"
 
 
 # --- stop sequences -------------------------------------------------------------------------------------------------

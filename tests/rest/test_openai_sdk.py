@@ -132,7 +132,7 @@ async def test_11_too_long_a_text_and_an_unknown_voice_get_400(sdk: AsyncOpenAI)
 
 
 class Full:
-    async def generate(self, messages: Any, *, sampling: Any) -> Any:
+    async def generate(self, *_: Any, **__: Any) -> Any:
         raise EngineBusy("all replicas are busy", stage="llm", engine="serve")
         yield
 

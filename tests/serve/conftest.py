@@ -7,7 +7,14 @@ import pytest
 from loadtest.application import Application, application
 
 SLOW_VOICE = {
-    "llm": {"scripted": {"first_token_s": 0.1, "tokens_per_s": 8, "answer_words": 60}},
+    "llm": {
+        "scripted": {
+            "first_token_s": 0.1,
+            "tokens_per_s": 8,
+            "answer_words": 60,
+            "calls": ['{"city":"Paris"}'],  # made only where tools are offered
+        }
+    },
     "tts": {"scripted": {"first_audio_s": 0.1, "word_s": 0.3, "realtime_factor": 0.9}},
     "limits": {"max_sessions_per_replica": 60},
     "turn_taking": {"drafts_per_turn": 0},  # calls that are cancelled are counted

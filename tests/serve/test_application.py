@@ -240,6 +240,50 @@ async def test_the_openai_sdk_holds_a_conversation(app: Application, question: A
         assert error.error.code == "response_cancel_not_active"
 
 
+async def test_the_openai_sdk_gives_the_agent_a_function(app: Application) -> None:
+    """The tools reach the replica, its call comes back, and the output is part of what it is told next."""
+    sdk = AsyncOpenAI(api_key="none", websocket_base_url=app.realtime.removesuffix("/realtime"))
+    order = OrderChecker()
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool: Any = {"type": "function", "name": "get_weather", "description": "Weather.", "parameters": schema}
+    async with asyncio.timeout(90), sdk.realtime.connect(model="voice-serve") as connection:
+
+        async def until(type_: str) -> Any:
+            async for event in connection:
+                order.push(event.to_dict())
+                if event.type == type_:
+                    return event
+            raise AssertionError(f"{type_} never came")
+
+        await connection.session.update(
+            session={"type": "realtime", "output_modalities": ["text"], "tools": [tool]}
+        )
+        assert (await until("session.updated")).session.tools[0].name == "get_weather"
+        item: Any = {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": "Weather?"}],
+        }
+        await connection.conversation.item.create(item=item)
+        await connection.response.create()
+        arguments = await until("response.function_call_arguments.done")
+        first = await until("response.done")
+        said, call = first.response.output
+        assert (call.type, call.name, call.arguments) == ("function_call", "get_weather", '{"city":"Paris"}')
+        assert arguments.call_id == call.call_id
+        wrong: Any = {"type": "function_call_output", "call_id": "unknown", "output": "x"}
+        await connection.conversation.item.create(item=wrong)
+        assert (await until("error")).error.code == "call_not_found"
+        output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny and warm."}
+        await connection.conversation.item.create(item=output)
+        await connection.response.create()
+        second = await until("response.done")
+    assert [item.type for item in second.response.output] == ["message"]
+    told = second.response.usage.input_tokens - first.response.usage.input_tokens
+    assert told == len(said.content[0].text.split()) + 3  # words of the output
+    order.finish()
+
+
 async def test_the_openai_sdk_speaks_is_answered_and_interrupts(
     app: Application, question: Audio, interruption: Audio
 ) -> None:

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.shared_params import FunctionDefinition
 
 from loadtest.application import Application
 
@@ -46,6 +47,19 @@ async def test_the_three_endpoints(sdk: AsyncOpenAI, shared_audio: Path) -> None
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 5
     assert len(spoken.content) == 44 + 5 * 0.3 * 24_000 * 2
+
+
+async def test_a_function_call_crosses_the_handle(sdk: AsyncOpenAI) -> None:
+    function: FunctionDefinition = {"name": "get_weather", "parameters": {"type": "object"}}
+    answer = await sdk.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=3,
+        tools=[{"type": "function", "function": function}],
+    )
+    [call] = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city":"Paris"}')
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from deployments.interfaces import (
+    NO_TOOLS,
     BadRequest,
     ChatDelta,
     ChatMessage,
@@ -14,6 +15,7 @@ from deployments.interfaces import (
     Sampling,
     SpeechChunk,
     Stage,
+    Tools,
     Transcript,
 )
 
@@ -99,8 +101,10 @@ class FaultyTranscriber(_Faulty):
 class FaultyChatModel(_Faulty):
     stage = "llm"
 
-    def generate(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> AsyncIterator[ChatDelta]:
-        return self.stream(self._engine.generate(messages, sampling=sampling))
+    def generate(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> AsyncIterator[ChatDelta]:
+        return self.stream(self._engine.generate(messages, sampling=sampling, tools=tools))
 
 
 class FaultySynthesizer(_Faulty):

@@ -1,6 +1,7 @@
 """The recorded facts of a call give its commands again, and those the same bytes on the wire."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from session.calls import Call, Faults, calling, scripted
 from session.faulty import Fault, FaultyChatModel, FaultySynthesizer
 from session.virtual import virtual_time
 
+from deployments.options import ScriptedLlm
 from serve_app.conversation.commands import Play, Work
-from serve_app.conversation.events import ServerVad, Settings
+from serve_app.conversation.events import ServerVad, Settings, Tool, ToolChoice
 from serve_app.observability import SessionLog, TurnObserver
 from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig
@@ -155,3 +157,25 @@ def test_a_record_of_an_unknown_event_is_refused():
         from_record({"now": 1.0, "event": "Bang", "fields": {}})
     with pytest.raises(ValueError, match="unknown event 'dataclass'"):
         from_record({"now": 1.0, "event": "dataclass", "fields": {}})
+
+
+@virtual_time
+async def test_calls_and_their_outputs_replay():
+    tools = (
+        Tool("get_weather", "The weather.", '{"type":"object","properties":{"city":{}}}'),
+        Tool("get_time"),
+    )
+    settings = replace(SETTINGS, tools=tools, tool_choice=ToolChoice(function="get_weather"))
+    llm = ScriptedLlm(answers=("Let me see.", "It is {output}."), calls=('{"city":"Paris"}',))
+    async with calling(engines=scripted(llm=llm), settings=settings) as call:
+        call.configure(tools=[{"type": "function", "name": "get_time"}], tool_choice="auto")
+        call.says(at=0.5, for_s=0.5)
+        done = await call.until("response.done")
+        call_id = done["response"]["output"][1]["call_id"]
+        output = {"type": "function_call_output", "call_id": call_id, "output": "noon"}
+        call.send({"type": "conversation.item.create", "item": output})
+        response = {"tools": [{"type": "function", "name": "other"}], "tool_choice": "none"}
+        call.send({"type": "response.create", "response": response})
+        await call.until("response.done", count=2)
+    assert call.history()[-1] == ("assistant", "It is noon.")
+    await assert_replays(call, settings)

@@ -145,9 +145,9 @@ async def test_two_turns_follow_each_other_and_the_second_knows_the_first():
     heard: list[list[tuple[str, str]]] = []
     generate = engines.chat.generate
 
-    def listening(messages, *, sampling):
+    def listening(messages, *, sampling, tools):
         heard.append([(m.role, m.content) for m in messages])
-        return generate(messages, sampling=sampling)
+        return generate(messages, sampling=sampling, tools=tools)
 
     engines.chat.generate = listening
     call = await converse([QUESTION, user_says(at=5.0, for_s=0.5)], until=9.0, engines=engines)
@@ -244,9 +244,9 @@ async def test_a_session_update_in_mid_call_holds_for_the_next_answer():
         spoken.append((voice, speed))
         return synthesize(text, voice=voice, speed=speed)
 
-    def thinking(messages, *, sampling):
+    def thinking(messages, *, sampling, tools):
         asked.append(messages[0].content)
-        return generate(messages, sampling=sampling)
+        return generate(messages, sampling=sampling, tools=tools)
 
     engines.synthesizer.synthesize, engines.chat.generate = speaking, thinking
     async with calling(engines=engines) as call:
