@@ -60,8 +60,7 @@ def run(
         "llm": {"scripted": {**FAST_TOKENS["llm"]["scripted"], "answer_words": ANSWER_WORDS}},
         "turn_taking": {"drafts_per_turn": drafts},
     }
-    if over is not None:
-        args["limits"] = {"max_sessions_per_replica": over}
+    args["limits"] = {"max_sessions_per_replica": max(sessions) if over is None else over}
     cores = os.sched_getaffinity(0) if pins else set()
     with application(args=args, proxy="haproxy") as app:
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {pins}")

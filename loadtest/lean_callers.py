@@ -26,6 +26,7 @@ import uvloop
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from serve_app.audio.pcm import Audio
@@ -150,8 +151,9 @@ class Line(asyncio.Protocol):
             self._transport.write(frame)
 
     def hang_up(self) -> None:
-        self._protocol.send_close(1000)
-        self._flush()
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(1000)
+            self._flush()
         if self._transport is not None:
             self._transport.close()
 
