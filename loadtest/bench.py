@@ -166,10 +166,6 @@ def run_frame_cost(args: argparse.Namespace) -> None:
     bench_frame_cost.run(recordings(args.audio / "noise")["office-ambience"])
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def run_barge_in(args: argparse.Namespace) -> None:
     # Only where a recording is cut close to the speech is the onset of energy the onset of speech.
     clear = {n: c for n, c in sentences(args).items() if has_onset(c)} if args.sentences else strings(args)

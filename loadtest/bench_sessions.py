@@ -13,7 +13,6 @@ import platform
 import time
 from dataclasses import dataclass
 
-import httpx
 import numpy as np
 
 from serve_app.audio.pcm import Audio
@@ -129,20 +128,11 @@ def _row(app: Application, task: Task, cores: set[int]) -> Row:
     finally:
         client.join(10)
         client.kill()
-    _until_empty(app)
+    app.until_empty()
     spent = {role: after[role] - before[role] for role in after}
     cpu_us = {role: 1e6 * s / lasted_s / task.sessions for role, s in spent.items()}
     cpu_us["core"] = sum(spent[role] for role in processes.SESSION_TIER) / lasted_s
     return Row(task.sessions, result, cpu_us, rss)
-
-
-def _until_empty(app: Application) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if httpx.get(f"{app.http}/healthz", timeout=30).json()["sessions"] == 0:
-            return
-        time.sleep(0.2)
-    raise TimeoutError("sessions are left behind")
 
 
 def _show(row: Row) -> None:

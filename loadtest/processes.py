@@ -35,7 +35,7 @@ def below(root: int) -> list[Process]:
         born = children.get(waiting.pop(), [])
         waiting += born
         found += born
-    return [Process(pid, _role(pid)) for pid in found]
+    return [Process(pid, role_of(_command(pid))) for pid in found]
 
 
 def pin(pid: int, cores: set[int]) -> None:
@@ -65,12 +65,15 @@ def _pids() -> Iterator[int]:
     return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
-def _role(pid: int) -> str:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return "ray"
+def role_of(command: str) -> str:
     return next((role for mark, role in ROLES.items() if mark in command), "ray")
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
 
 
 def _parent(pid: int) -> int:
