@@ -122,7 +122,7 @@ async def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[
     rng = np.random.default_rng(0)
     for frame in frames:
         noise = [rng.uniform(-0.3, 0.3, 512).astype(np.float32) for _ in others]
-        heard, *_ = await asyncio.gather(
-            live.hear(frame), *(d.hear(n) for d, n in zip(others, noise, strict=True))
+        *_, heard = await asyncio.gather(
+            *(d.hear(n) for d, n in zip(others, noise, strict=True)), live.hear(frame)
         )
         assert abs(heard - alone.probability(frame)) < 1e-3

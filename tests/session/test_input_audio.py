@@ -51,6 +51,15 @@ async def test_a_minute_at_once_never_holds_the_loop(piece_s: float):
 
 
 @virtual_time
+async def test_of_a_quiet_minute_only_the_end_is_held():
+    async with calling(microphone=False) as call:
+        await _appended_at_once(call, _minute([]), 0.02)
+        end = call.session._input.end
+        assert call.session._input.read(0, end - 4 * 16_000) == b""
+        assert len(call.session._input.read(0, end)) >= 2 * 16_000
+
+
+@virtual_time
 async def test_latencies_of_a_turn_that_was_not_live_are_marked():
     async with calling(microphone=False) as call:
         await _appended_at_once(call, _minute([(1.0, 3.0)], 6.0), 6.0)
