@@ -61,6 +61,8 @@ def run(
     }
     args["limits"] = {"max_sessions_per_replica": max(sessions) if over is None else over}
     cores = os.sched_getaffinity(0) if pins else set()
+    if len(cores) == 1:
+        raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
     with application(args=args, proxy="haproxy") as app:
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {pins}")
         print(HEAD, flush=True)
@@ -104,7 +106,7 @@ def _idle(cores: set[int]) -> float:
 def _settled(cores: set[int]) -> list[processes.Process]:
     """The processes of the application as they are now: HAProxy begins anew when Serve changes its list of replicas."""
     found = processes.below(os.getpid())
-    if len(cores) > 1:
+    if cores:
         _pin(found, cores)
     return found
 

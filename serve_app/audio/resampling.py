@@ -29,7 +29,7 @@ class StreamingResampler:
     push(x): float32 (n,) -> float32 (m,), m ~ n * output_rate / input_rate; the concatenated output does not depend
     on how the input was cut, bit for bit. Output sample n is the signal at n / output_rate seconds. Delay:
     24 samples of the lower rate (1.5 ms at 16 kHz), none when the rates are equal: then x itself is returned.
-    14 us a push of 32 ms. Raises: ValueError if x is not one-dimensional.
+    10 us a push of 32 ms. Raises: ValueError if x is not one-dimensional.
 
     `up` outputs and `down` inputs are one period, after which the same weights come again: so one period's weights
     are one matrix, and the input of all periods is one view of what is held, `down` samples further for each.
