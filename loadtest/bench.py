@@ -36,6 +36,10 @@ def main() -> None:
     run(args)
 
 
+Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+"""Adds a command: its name, what carries it out, what it is for."""
+
+
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
     commands = whole.add_subparsers(required=True, metavar="benchmark")
@@ -57,19 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--late", action="store_true", help="transcribe at the endpoint, not at the first silence"
     )
     turns.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
-    tier = add("sessions", run_sessions, "how many sessions a core carries (Linux; always behind HAProxy)")
-    tier.add_argument("--sessions", type=_numbers, default=[10, 25, 50, 75, 100, 150], metavar="N,N,...")
-    tier.add_argument(
-        "--seconds", type=float, default=25.0, help="measured of each row (default: %(default)s)"
-    )
-    tier.add_argument(
-        "--pin", action="store_true", help="ingress and proxy on one core, all else on the others"
-    )
-    tier.add_argument(
-        "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
-    )
-    tier.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
-    add("frame-cost", run_frame_cost, "where each microsecond of 20 ms of input goes (without Ray and proxy)")
+    _add_session_tier(add)
     barge = add("barge-in", run_barge_in, "from onset to silence")
     barge.add_argument("--trials", type=int, default=40)
     barge.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
@@ -123,6 +115,22 @@ def parser() -> argparse.ArgumentParser:
     warm.add_argument("--rules", type=int, default=70, help="in the instructions; each has about 22 tokens")
     warm.add_argument("--threads", type=int, default=1)
     return whole
+
+
+def _add_session_tier(add: Add) -> None:
+    tier = add("sessions", run_sessions, "how many sessions a core carries (Linux; always behind HAProxy)")
+    tier.add_argument("--sessions", type=_numbers, default=[10, 25, 50, 75, 100, 150], metavar="N,N,...")
+    tier.add_argument(
+        "--seconds", type=float, default=25.0, help="measured of each row (default: %(default)s)"
+    )
+    tier.add_argument(
+        "--pin", action="store_true", help="ingress and proxy on one core, all else on the others"
+    )
+    tier.add_argument(
+        "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
+    )
+    tier.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+    add("frame-cost", run_frame_cost, "where each microsecond of 20 ms of input goes (without Ray and proxy)")
 
 
 def _numbers(text: str) -> list[int]:
