@@ -196,6 +196,10 @@ class SpeechDetector(Protocol):
         """Probability in [0, 1] that `frame`, float32 (512,) at 16 kHz, holds speech. Frames must come in order."""
         ...
 
+    async def hear(self, frame: npt.NDArray[np.float32]) -> float:
+        """`probability` of a frame that comes live: it may wait a few ms, to be scored with those of other sessions."""
+        ...
+
 
 class TurnJudge(Protocol):
     async def completeness(self, pcm: bytes) -> float:

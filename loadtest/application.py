@@ -126,7 +126,9 @@ def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -
     config.pop("controller_options", None)
     application.pop("runtime_env", None)
     if proxy == "haproxy":
-        config["controller_options"] = {"runtime_env": {"env_vars": HAPROXY_CONTROLLER}}
+        # Its statistics have fixed ports by default, which an HAProxy that outlived its cluster would still hold.
+        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
+        config["controller_options"] = {"runtime_env": {"env_vars": HAPROXY_CONTROLLER | ports}}
         application["runtime_env"] = {"env_vars": HAPROXY_APPLICATION}
     return config
 

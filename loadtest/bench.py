@@ -15,7 +15,9 @@ from . import (
     bench_churn,
     bench_drafts,
     bench_espeak_words,
+    bench_frame_cost,
     bench_gpu,
+    bench_sessions,
     bench_soak,
     bench_turns,
     bench_vanish,
@@ -32,6 +34,10 @@ def main() -> None:
     args = parser().parse_args()
     run: Callable[[argparse.Namespace], None] = args.run
     run(args)
+
+
+Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
+"""Adds a command: its name, what carries it out, what it is for."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--late", action="store_true", help="transcribe at the endpoint, not at the first silence"
     )
     turns.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+    _add_session_tier(add)
     barge = add("barge-in", run_barge_in, "from onset to silence")
     barge.add_argument("--trials", type=int, default=40)
     barge.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
@@ -110,6 +117,22 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _add_session_tier(add: Add) -> None:
+    tier = add("sessions", run_sessions, "how many sessions a core carries (Linux; always behind HAProxy)")
+    tier.add_argument("--sessions", type=_numbers, default=[10, 25, 50, 75, 100, 150], metavar="N,N,...")
+    tier.add_argument(
+        "--seconds", type=float, default=25.0, help="measured of each row (default: %(default)s)"
+    )
+    tier.add_argument(
+        "--pin", action="store_true", help="ingress and proxy on one core, all else on the others"
+    )
+    tier.add_argument(
+        "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
+    )
+    tier.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+    add("frame-cost", run_frame_cost, "where each microsecond of 20 ms of input goes (without Ray and proxy)")
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -133,6 +156,22 @@ def run_turns(args: argparse.Namespace) -> None:
         early=not args.late,
         drafts=args.drafts,
     )
+
+
+def run_sessions(args: argparse.Namespace) -> None:
+    bench_sessions.run(
+        list(strings(args).values()),
+        recordings(args.audio / "noise")["office-ambience"],
+        sessions=args.sessions,
+        seconds=args.seconds,
+        pins=args.pin,
+        over=args.over,
+        drafts=args.drafts,
+    )
+
+
+def run_frame_cost(args: argparse.Namespace) -> None:
+    bench_frame_cost.run(recordings(args.audio / "noise")["office-ambience"])
 
 
 def run_barge_in(args: argparse.Namespace) -> None:

@@ -85,7 +85,9 @@ class Timeouts(_Section):
 
 class Limits(_Section):
     max_sessions_per_replica: int = Field(default=8, ge=1)
-    """Further callers are accepted and closed with 1013 and a sentence."""
+    """Further callers are accepted and closed with 1013 and a sentence. A replica is one event loop: a core of its own
+    carries about a hundred sessions (`python -m loadtest.bench sessions`), and fewer where engines share it. For more
+    callers add replicas; a higher number only makes everyone wait."""
     max_session_s: float = Field(default=3600, gt=0)
     idle_timeout_s: float = Field(default=300, gt=0)
     """Without any event from the client."""

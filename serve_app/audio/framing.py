@@ -20,6 +20,11 @@ class FrameAssembler:
         self._frame: Audio = np.empty(size, dtype=np.float32)
         self._filled = 0
 
+    @property
+    def missing(self) -> int:
+        """Samples that complete the next frame."""
+        return len(self._frame) - self._filled
+
     def push(self, audio: Audio) -> list[Audio]:
         """The frames that `audio`, float32 (n,), completes; each is float32 (size,) and the caller's own."""
         frames: list[Audio] = []

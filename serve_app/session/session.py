@@ -13,9 +13,13 @@ import logging
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol, assert_never
 
-from deployments.interfaces import DETECTOR_FRAME, Sampling
+import numpy as np
+import numpy.typing as npt
+
+from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, Sampling
 from serve_app.conversation.commands import (
     CancelTranscription,
     CancelWork,
@@ -52,6 +56,10 @@ log = logging.getLogger("voice_serve.session")
 
 SLICE_S = 1
 """Appended audio is taken in one second at a time: a minute of it must not hold the loop."""
+UNBROKEN = 16
+"""Messages of one client that are taken in without giving the others their turn."""
+LIVE_FRAMES = 4
+"""An append that completes more frames is no microphone's: they need not wait for those of other sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +124,9 @@ class Session:
         self._observer = observer
         self._conversation = Conversation(options.parameters, config.settings, name=session_id)
         self._mapper = Mapper(session_id, config)
-        self._input = AudioInput(
-            engines.make_detector(),
-            max_turn_s=options.parameters.max_turn_s,
-            backlog_s=options.input_backlog_s,
-        )
+        self._detector = engines.make_detector()
+        self._input = AudioInput(max_turn_s=options.parameters.max_turn_s, backlog_s=options.input_backlog_s)
+        self._forgets_at = 0
         self._output_format = config.output_format
         """Of the answer under way: the client was told it with `response.created`, or will be."""
         self._last_generated: ResponseId | None = None
@@ -183,7 +189,7 @@ class Session:
     # --- in ---------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        while True:
+        for number in count(1):
             try:
                 frame = await self._transport.receive()
             except ConnectionLost:
@@ -197,7 +203,8 @@ class Session:
                 await self._take_in(frame)
             except ProtocolError as error:
                 self._send(self._mapper.error(error))
-            await asyncio.sleep(0)  # frames that are there already are received without a pause
+            if self._outbox or number % UNBROKEN == 0:  # what is there already is received without a pause
+                await asyncio.sleep(0)
 
     async def _take_in(self, frame: str) -> None:
         event = codec.decode(frame, self._mapper.config.input_format)
@@ -215,14 +222,25 @@ class Session:
         audio_format, encoded = self._mapper.config.input_format, event.encoded
         size = SLICE_S * audio_format.rate * audio_format.sample_bytes
         for start in range(0, len(encoded), size):
-            if start:
+            frames = self._input.append(encoded[start : start + size], audio_format)
+            is_live = len(frames) <= LIVE_FRAMES
+            for frame in frames:
+                self._decide(FrameScored(DETECTOR_FRAME, await self._probability(frame, is_live=is_live)))
+            if len(encoded) >= size:
+                self._forget_input()
                 await asyncio.sleep(0)
-            listens = self._conversation.settings.turn_detection is not None
-            for probability in self._input.append(
-                encoded[start : start + size], audio_format, listens=listens
-            ):
-                self._decide(FrameScored(DETECTOR_FRAME, probability))
+        self._forget_input()
+
+    def _forget_input(self) -> None:
+        """Let go of what will not be transcribed, a second at a time."""
+        if self._input.end >= self._forgets_at:
+            self._forgets_at = self._input.end + TRANSCRIBER_RATE
             self._input.forget(self._conversation.input_needed_from)
+
+    async def _probability(self, frame: npt.NDArray[np.float32], *, is_live: bool) -> float:
+        if self._conversation.settings.turn_detection is None:
+            return 0.0
+        return await self._detector.hear(frame) if is_live else self._detector.probability(frame)
 
     def _is_too_far_ahead(self, event: InputAudio) -> bool:
         now, audio_format = self._loop.time(), self._mapper.config.input_format

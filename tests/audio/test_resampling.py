@@ -72,10 +72,25 @@ def test_the_delay_is_24_samples_of_the_lower_rate_at_every_moment(pair: tuple[i
     assert max(delays_s) <= 24 / min(pair) + 2 / min(pair)
 
 
+@given(
+    pair=st.sampled_from(PAIRS), pushed=st.integers(0, 2000), wanted=st.integers(1, 600), early=st.booleans()
+)
+def test_what_is_missing_is_exactly_what_completes_the_output(
+    pair: tuple[int, int], pushed: int, wanted: int, early: bool
+) -> None:
+    resampler = StreamingResampler(*pair)
+    resampler.push(noise(pushed))
+    missing = resampler.missing(wanted)
+    assert missing >= 0
+    if missing:
+        assert (len(resampler.push(noise(missing - early))) >= wanted) is not early
+
+
 def test_equal_rates_pass_audio_through() -> None:
     resampler = StreamingResampler(16_000, 16_000)
     audio = noise(5)
     assert resampler.push(audio) is audio
+    assert resampler.missing(5) == 5
     assert len(resampler.flush()) == 0
 
 

@@ -1,5 +1,7 @@
+import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -7,6 +9,8 @@ import pytest
 
 from deployments.engines import silero_vad
 from deployments.interfaces import EngineFailed
+
+Audio = npt.NDArray[np.float32]
 
 
 def test_loading_it_imports_neither_torch_nor_silero_vad() -> None:
@@ -32,13 +36,13 @@ class RecordingSession:
 
     def run(self, outputs: None, feed: dict[str, npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
         self.inputs.append(feed["input"].copy())
-        self.states.append(float(feed["state"][0, 0, 0]))
-        return [np.full((1, 1), 0.5, dtype=np.float32), feed["state"] + 1]
+        self.states += feed["state"][0, :, 0].tolist()
+        return [np.full((len(feed["input"]), 1), 0.5, dtype=np.float32), feed["state"] + 1]
 
 
 def test_each_frame_comes_with_the_end_of_the_one_before_and_its_state() -> None:
     session = RecordingSession()
-    detector = silero_vad.SileroDetector(session)
+    detector = silero_vad.Network(session).detector()
     audio = np.arange(3 * 512, dtype=np.float32)
     for frame in np.split(audio, 3):
         assert detector.probability(frame) == 0.5
@@ -46,3 +50,79 @@ def test_each_frame_comes_with_the_end_of_the_one_before_and_its_state() -> None
     for index, fed in enumerate(session.inputs):
         assert np.array_equal(fed, padded[np.newaxis, index * 512 : index * 512 + 576])
     assert session.states == [0.0, 1.0, 2.0]
+
+
+async def test_live_frames_of_several_sessions_go_together_each_with_its_own_state() -> None:
+    session = RecordingSession()
+    network = silero_vad.Network(session)
+    one, other, third = network.detector(), network.detector(), network.detector()
+    one.probability(np.full(512, 7.0, dtype=np.float32))
+    frames = [np.full(512, value, dtype=np.float32) for value in (1.0, 2.0, 3.0)]
+    heard = await asyncio.gather(*(d.hear(f) for d, f in zip((one, other, third), frames, strict=True)))
+    assert heard == [0.5] * 3
+    assert [fed.shape for fed in session.inputs] == [(1, 576), (3, 576)]
+    together = session.inputs[1]
+    assert together[:, 0].tolist() == [7.0, 0.0, 0.0], "the end of the frame before"
+    assert together[:, 64].tolist() == [1.0, 2.0, 3.0]
+    assert session.states == [0.0, 1.0, 0.0, 0.0]
+
+
+async def test_a_session_that_ended_meanwhile_is_left_out() -> None:
+    session = RecordingSession()
+    network = silero_vad.Network(session)
+    frame = np.zeros(512, dtype=np.float32)
+    waiting = [asyncio.Task(network.detector().hear(frame)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[1].cancel()
+    await asyncio.wait(waiting)
+    assert [fed.shape for fed in session.inputs] == [(2, 576)]
+    assert waiting[1].cancelled()
+
+
+async def test_a_network_that_fails_tells_all_who_wait_and_serves_the_next() -> None:
+    session = RecordingSession()
+    network = silero_vad.Network(session)
+    works = session.run
+
+    def fails(outputs: None, feed: object) -> list[Audio]:
+        raise RuntimeError("broken")
+
+    session.run = fails  # type: ignore[method-assign]
+    frame = np.zeros(512, dtype=np.float32)
+    answers = await asyncio.gather(
+        *(network.detector().hear(frame) for _ in range(2)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [EngineFailed] * 2
+    session.run = works  # type: ignore[method-assign]
+    assert await network.detector().hear(frame) == 0.5
+
+
+def test_a_loop_that_stopped_in_the_middle_of_a_round_leaves_the_next_one_free() -> None:
+    network = silero_vad.Network(RecordingSession())
+    frame = np.zeros(512, dtype=np.float32)
+
+    async def begin() -> None:
+        task = asyncio.Task(network.detector().hear(frame))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    async def hear() -> float:
+        return await network.detector().hear(frame)
+
+    asyncio.run(begin())
+    assert asyncio.run(asyncio.wait_for(hear(), 5)) == 0.5
+
+
+async def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[[str], bytes]) -> None:
+    make_detector = silero_vad.load()
+    pcm = np.frombuffer(recording("speech/cards-001.flac"), dtype="<i2").astype(np.float32) / 32768
+    frames = pcm[: len(pcm) // 512 * 512].reshape(-1, 512)[:100]
+    alone, live = make_detector(), make_detector()
+    others = [make_detector() for _ in range(6)]
+    rng = np.random.default_rng(0)
+    for frame in frames:
+        noise = [rng.uniform(-0.3, 0.3, 512).astype(np.float32) for _ in others]
+        *_, heard = await asyncio.gather(
+            *(d.hear(n) for d, n in zip(others, noise, strict=True)), live.hear(frame)
+        )
+        assert abs(heard - alone.probability(frame)) < 1e-3

@@ -325,7 +325,7 @@ async def test_a_limit_closes_with_1000_and_a_reason():
 @virtual_time
 async def test_our_own_mistake_closes_with_1011_and_says_nothing_of_it():
     class Broken:
-        def probability(self, frame: Any) -> float:
+        async def hear(self, frame: Any) -> float:
             raise RuntimeError("secret")
 
     async with connected(server_of(engines=scripted(make_detector=Broken))) as socket:

@@ -76,6 +76,9 @@ class ToneDetector:
     def probability(self, frame: Audio) -> float:
         return 0.95 if float(np.sqrt(np.mean(frame * frame))) > 0.05 else 0.02
 
+    async def hear(self, frame: Audio) -> float:
+        return self.probability(frame)
+
 
 @dataclass(frozen=True)
 class Says:

@@ -1,0 +1,244 @@
+"""Where each microsecond of an appended 20 ms goes, in one process and without a network: the exact account.
+
+Two tables. The parts by themselves, each called as a session calls it. Then the whole path in layers: the frame's
+bytes are given to uvicorn's WebSocket protocol as a socket would give them, behind it first an application that only
+receives, then Ray's receive proxy, then a whole session on a silent conversation: the differences are the layers'.
+The kernel and HAProxy are not in it; `sessions` has them. The best of several rounds of CPU time, so that a busy
+machine changes little.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import uvloop
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn import Config as UvicornConfig
+from uvicorn.server import ServerState
+from websockets.frames import Frame, Opcode
+
+from deployments.engines import silero_vad
+from deployments.engines.scripted import ScriptedChatModel, ScriptedSynthesizer, ScriptedTranscriber
+from deployments.interfaces import SpeechDetector
+from deployments.options import LlmOptions, SttOptions, TtsOptions
+from serve_app.audio.pcm import Audio, encode_pcm
+from serve_app.client import FRAME, FRAME_S
+from serve_app.config import Config
+from serve_app.conversation.conversation import Conversation
+from serve_app.conversation.events import FrameScored, Settings
+from serve_app.ingress import VoiceServer, routes
+from serve_app.realtime import codec
+from serve_app.realtime.session_config import AudioFormat
+from serve_app.session.input import AudioInput
+from serve_app.session.stages import Engines
+
+ROUNDS = 7
+FRAMES = 1500
+SESSIONS = 20
+HANDSHAKE = (
+    b"GET /v1/realtime?model=voice-serve HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def run(sound: Audio) -> None:
+    """`sound`: float32 at 24 kHz without speech, so that no turn begins."""
+    parts = [encode_pcm(sound[start : start + FRAME]) for start in range(0, len(sound) - FRAME, FRAME)]
+    print(f"microseconds of CPU time for 20 ms of appended audio, {FRAMES} of them, best of {ROUNDS} rounds")
+    for name, cost in _by_themselves(parts).items():
+        _show(name, cost)
+    print()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        below = 0.0
+        for name, cost in runner.run(_layers(parts)).items():
+            _show(name, cost, f"(+{cost - below:.1f})")
+            below = cost
+
+
+def _show(name: str, cost: float, note: str = "") -> None:
+    print(f"{cost:8.1f} us = {cost / FRAME_S:6.0f} us a session-second  {name} {note}")
+
+
+def _text(pcm: bytes) -> str:
+    return codec.encode({"type": "input_audio_buffer.append", "audio": base64.b64encode(pcm).decode()})
+
+
+# --- the parts by themselves ----------------------------------------------------------------------------------------
+
+
+def _by_themselves(parts: list[bytes]) -> dict[str, float]:
+    texts = [_text(pcm) for pcm in parts]
+    config = Config()
+    conversation = Conversation(config.parameters(), Settings(turn_detection=config.server_vad()))
+    score = FrameScored(512, 0.01)
+    silence = np.zeros(512, dtype=np.float32)
+    detector = silero_vad.load()()
+    frames_each = 16_000 * FRAME_S / 512
+
+    def decode(n: int) -> None:
+        codec.decode(texts[n % len(texts)])
+
+    def hear_frame(n: int) -> None:
+        conversation.handle(score, n * 0.032)
+
+    def detect(_n: int) -> None:
+        detector.probability(silence)
+
+    audio = AudioInput(max_turn_s=60, backlog_s=120)
+
+    def take_in(n: int) -> None:
+        if audio.append(parts[n % len(parts)], AudioFormat.PCM):
+            audio.forget(audio.end - 16_000)
+
+    return {
+        "JSON and base64": _best(decode),
+        "samples, resampler, ring, frames": _best(take_in),
+        "Silero, one frame at a time (0.625 frames)": _best(detect) * frames_each,
+        "Conversation (0.625 frames)": _best(hear_frame) * frames_each,
+    }
+
+
+class _Deaf:
+    def probability(self, frame: Audio) -> float:
+        return 0.0
+
+    async def hear(self, frame: Audio) -> float:
+        return 0.0
+
+
+def _best(call: Callable[[int], None]) -> float:
+    """Microseconds a call."""
+    rounds = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for n in range(FRAMES):
+            call(n)
+        rounds.append(time.process_time() - began)
+    return min(rounds) / FRAMES * 1e6
+
+
+# --- the path in layers ---------------------------------------------------------------------------------------------
+
+
+class _Wire(asyncio.Transport):
+    """A socket that takes everything at once."""
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+async def _layers(parts: list[bytes]) -> dict[str, float]:
+    frames = [Frame(Opcode.TEXT, _text(pcm).encode()).serialize(mask=True) for pcm in parts]
+    make_detector = silero_vad.load()
+    return {
+        "uvicorn's WebSocket": await _fed(_only_receives, frames),
+        "and Ray's receive proxy": await _fed(_only_receives, frames, is_behind_ray=True),
+        "and FastAPI and a session that is deaf": await _fed(_app(_Deaf), frames, is_behind_ray=True),
+        "and Silero: the whole": await _fed(_app(make_detector), frames, is_behind_ray=True),
+    }
+
+
+async def _only_receives(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+def _app(make_detector: Callable[[], SpeechDetector]) -> ASGIApp:
+    engines = Engines(
+        make_detector,
+        ScriptedTranscriber(SttOptions()),
+        ScriptedChatModel(LlmOptions()),
+        ScriptedSynthesizer(TtsOptions()),
+    )
+
+    async def nothing() -> Any:
+        return ()
+
+    config = Config.parse({"limits": {"max_sessions_per_replica": SESSIONS, "input_backlog_s": 1e6}})
+    return routes(VoiceServer(config, engines, health=nothing, voices=nothing))
+
+
+class _Waits:
+    """How often the application has asked for the next message: once more than it has dealt with."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.count = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted() -> Message:
+            self.count += 1
+            return await receive()
+
+        await self._app(scope, counted, send)
+
+
+async def _fed(app: ASGIApp, frames: list[bytes], *, is_behind_ray: bool = False) -> float:
+    """Microseconds a frame, `SESSIONS` of them at a time as a loaded loop sees them."""
+    waits = _Waits(app)
+    config = UvicornConfig(_behind_ray(waits) if is_behind_ray else waits, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    make_protocol: Any = config.ws_protocol_class
+    protocols = [make_protocol(config, state, {}) for _ in range(SESSIONS)]
+    for protocol in protocols:
+        protocol.connection_made(_Wire())
+        protocol.data_received(HANDSHAKE)
+    await _until(waits, 2 * SESSIONS)  # the connection itself is a message too
+    rounds = []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for n in range(FRAMES // SESSIONS):
+            due = waits.count + SESSIONS
+            for protocol in protocols:
+                protocol.data_received(frames[n % len(frames)])
+            await _until(waits, due)
+        rounds.append(time.process_time() - began)
+    for protocol in protocols:
+        protocol.connection_lost(None)
+    await asyncio.gather(*state.tasks, return_exceptions=True)
+    return min(rounds) / (FRAMES // SESSIONS * SESSIONS) * 1e6
+
+
+async def _until(waits: _Waits, count: int) -> None:
+    for _ in range(20):
+        if waits.count >= count:
+            return
+        await asyncio.sleep(0)
+    while waits.count < count:  # noqa: ASYNC110 - an event would be part of what is measured
+        await asyncio.sleep(0.001)
+
+
+def _behind_ray(app: ASGIApp) -> ASGIApp:
+    """As a replica calls its application in HAProxy mode (ray.serve._private.replica, _direct_ingress_asgi)."""
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        proxy = ASGIDIReceiveProxy(scope, receive, asyncio.get_running_loop())
+        fetching = proxy.fetch_until_disconnect_task()
+        try:
+            await app(scope, proxy, send)
+        finally:
+            fetching.cancel()
+
+    return behind

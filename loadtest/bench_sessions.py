@@ -1,0 +1,154 @@
+"""How many sessions a core carries: ingress and proxy on one core, the callers elsewhere.
+
+For each number of sessions a row of live callers (`lean_callers`): missed turns, overhead, barge-ins, and what a
+session costs. CPU-microseconds a session-second is the number to compare: it is the same on a busy machine.
+
+Overhead is the time from the end of speech to the first sound that no set stage explains, as in `bench_turns`. 32 ms
+frames end up to 12 ms late of the 500 ms of endpointing, and 20 ms packets up to 20: no server is below that.
+"""
+
+import multiprocessing
+import os
+import platform
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve_app.audio.pcm import Audio
+
+from . import lean_callers, processes
+from .application import Application, application
+from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
+from .caller import percentile
+from .lean_callers import Result, Task, clip_of
+
+NOISE_DBFS = -55.0
+ANSWER_WORDS = 10
+IDLE_S = 5.0
+HEAD = (
+    f"{'sessions':>8} {'turns':>6} {'missed':>6} {'overhead p50':>12} {'p90':>6} {'p99':>6} {'barge-ins':>9} "
+    f"{'p50':>6} {'p99':>6} {'stale':>5} | {'us/s ingress':>12} {'haproxy':>8} {'both':>6} {'engines':>8} {'client':>7} "
+    f"{'core':>5} {'RSS MB':>7} {'late p99':>8}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    sessions: int
+    result: Result
+    cpu_us: dict[str, float]
+    """A session-second, by role; "core": the share of one core that ingress and proxy took together."""
+    rss_mb: float
+
+
+def run(
+    questions: list[Audio],
+    noise: Audio,
+    *,
+    sessions: list[int],
+    seconds: float,
+    pins: bool,
+    over: int | None,
+    drafts: int,
+) -> None:
+    """`over`: the admission cap at which twice as many callers come, in a row of its own at the end."""
+    clips = tuple(clip_of(question) for question in questions)
+    quiet = noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20)
+    args = {
+        "llm": {"scripted": {**FAST_TOKENS["llm"]["scripted"], "answer_words": ANSWER_WORDS}},
+        "turn_taking": {"drafts_per_turn": drafts},
+    }
+    args["limits"] = {"max_sessions_per_replica": max(sessions) if over is None else over}
+    cores = os.sched_getaffinity(0) if pins else set()
+    if len(cores) == 1:
+        raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
+    with application(args=args, proxy="haproxy") as app:
+        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {pins}")
+        print(HEAD, flush=True)
+        idle = _idle(cores)
+        print(f"an idle ingress takes {idle:.1%} of a core; it is in the figures below", flush=True)
+        explained = SILENCE_MS + (0.0 if drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
+        rows = []
+        for count in [over] if over is not None else sessions:
+            task = Task(app.realtime, count, seconds, clips, clip_of(quiet), explained)
+            rows.append(_row(app, task, cores))
+            _show(rows[-1])
+        if over is not None:
+            task = Task(app.realtime, over, seconds, clips, clip_of(quiet), explained, knocking=over)
+            row = _row(app, task, cores)
+            _show(row)
+            times = row.result.refused_ms
+            print(
+                f"{over} more callers tried {row.result.refused.total()} times; close codes {dict(row.result.refused)}, after "
+                f"p50 {percentile(times, 0.5):.0f} ms, p99 {percentile(times, 0.99):.0f} ms"
+            )
+    if len(rows) > 1:
+        slope = np.polyfit([row.sessions for row in rows], [row.rss_mb for row in rows], 1)[0]
+        print(f"memory a session: {slope:.2f} MB of the ingress (slope of RSS over the rows)")
+
+
+def _pin(found: list[processes.Process], cores: set[int]) -> None:
+    """Ingress and proxy on the last core, all else on the others."""
+    last = {max(cores)}
+    for process in found:
+        processes.pin(process.pid, last if process.role in processes.SESSION_TIER else cores - last)
+    processes.pin(os.getpid(), cores - last)
+
+
+def _idle(cores: set[int]) -> float:
+    found = _settled(cores)
+    before = processes.cpu_s(found)["ingress"]
+    time.sleep(IDLE_S)
+    return (processes.cpu_s(found)["ingress"] - before) / IDLE_S
+
+
+def _settled(cores: set[int]) -> list[processes.Process]:
+    """The processes of the application as they are now: HAProxy begins anew when Serve changes its list of replicas."""
+    found = processes.below(os.getpid())
+    if cores:
+        _pin(found, cores)
+    return found
+
+
+def _row(app: Application, task: Task, cores: set[int]) -> Row:
+    found = _settled(cores)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    client = context.Process(target=lean_callers.main, args=(task, theirs))
+    client.start()
+    theirs.close()
+    assert client.pid is not None
+    found = [*found, processes.Process(client.pid, "client")]
+    try:
+        assert ours.recv() == "begun"
+        before, began = processes.cpu_s(found), time.monotonic()
+        assert ours.recv() == "over"
+        after, lasted_s = processes.cpu_s(found), time.monotonic() - began
+        rss = processes.rss_mb(found, "ingress")
+        result: Result = ours.recv()
+    finally:
+        client.join(10)
+        client.kill()
+    app.until_empty()
+    spent = {role: after[role] - before[role] for role in after}
+    cpu_us = {role: 1e6 * s / lasted_s / task.sessions for role, s in spent.items()}
+    cpu_us["core"] = sum(spent[role] for role in processes.SESSION_TIER) / lasted_s
+    return Row(task.sessions, result, cpu_us, rss)
+
+
+def _show(row: Row) -> None:
+    result, cpu = row.result, row.cpu_us
+    overhead = " ".join(f"{percentile(result.overhead_ms, share):6.0f}" for share in (0.9, 0.99))
+    barge = " ".join(f"{percentile(result.barge_in_ms, share):6.0f}" for share in (0.5, 0.99))
+    print(
+        f"{row.sessions:8d} {result.turns:6d} {result.missed:6d} {percentile(result.overhead_ms, 0.5):12.0f} {overhead} "
+        f"{len(result.barge_in_ms):9d} {barge} {result.stale_chunks:5d} | {cpu['ingress']:12.0f} {cpu['haproxy']:8.0f} "
+        f"{cpu['ingress'] + cpu['haproxy']:6.0f} {cpu['engines']:8.0f} {cpu['client']:7.0f} {cpu['core']:5.0%} "
+        f"{row.rss_mb:7.0f} {percentile(result.late_ms, 0.99):8.1f}"
+    )
+    if result.lost or result.unasked:
+        print(
+            f"         sessions lost: {dict(result.lost)}; turns heard where nobody spoke: {result.unasked}"
+        )
+    print(f"         answering {result.answering_share:.0%} of the time", flush=True)
