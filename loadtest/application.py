@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,22 +138,32 @@ def application(
     *,
     proxy: ProxyMode = "default",
     start_s: float = 180,
+    cluster: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> Iterator[Application]:
-    """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed."""
+    """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed.
+
+    `cluster`: one that this process is connected to within the block; None: a node of its own.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="voice-serve-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(document(path, args or {}, proxy, port)))
         log = Path(folder) / "serve.log"
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-        try:
+        with (cluster or one_node)():
             address = ray.get_runtime_context().gcs_address
             began = time.monotonic()
             with log.open("wb") as out, _serve_run(config, address, out) as process:
                 _until_ready(port, process, log, began + start_s)
                 yield Application(port, log, time.monotonic() - began)
-        finally:
-            ray.shutdown()
+
+
+@contextmanager
+def one_node() -> Iterator[None]:
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
