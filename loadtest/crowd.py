@@ -93,7 +93,9 @@ class Crowd:
             late = self._lateness
             open_now = sum(person.is_open for person, _ in self._people.values())
             shares = late.percentile_ms(0.5), late.percentile_ms(0.99)
-            self._say(Pace(now, len(self._people), open_now, late.total, *shares, (spent - cpu_s) / (now - at)))
+            self._say(
+                Pace(now, len(self._people), open_now, late.total, *shares, (spent - cpu_s) / (now - at))
+            )
             late.clear()
             cpu_s, at = spent, now
 
@@ -157,9 +159,14 @@ def add_habits(args: Any) -> None:
     usual = Habits()
     args.add_argument("--think-min", type=float, default=usual.think_s[0], help="seconds before a question")
     args.add_argument("--think-max", type=float, default=usual.think_s[1])
-    args.add_argument("--barge-ins", type=float, default=usual.barge_in_share, help="share of answers broken into")
     args.add_argument(
-        "--missed-after", type=float, default=usual.missed_after_s, help="seconds without a sound: a missed turn"
+        "--barge-ins", type=float, default=usual.barge_in_share, help="share of answers broken into"
+    )
+    args.add_argument(
+        "--missed-after",
+        type=float,
+        default=usual.missed_after_s,
+        help="seconds without a sound: a missed turn",
     )
 
 

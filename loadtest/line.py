@@ -160,7 +160,7 @@ async def open_line(url: str, on_text: OnText) -> Line:
     try:
         async with asyncio.timeout(OPEN_S):
             await loop.create_connection(
-                lambda: line, parts.hostname, parts.port or (443 if tls else 80), ssl=tls
+                lambda: line, parts.hostname or "", parts.port or (443 if tls else 80), ssl=tls
             )
             await line.until_open()
     except (OSError, TimeoutError, InvalidHandshake) as error:

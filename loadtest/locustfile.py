@@ -51,14 +51,23 @@ class Failed(Exception):
 def add_options(parser: Any) -> None:
     group = parser.add_argument_group("realtime sessions")
     group.add_argument(
-        "--audio", type=Path, default=SHARED_SPEECH, help="recordings (.flac); where there are none, espeak-ng's voice"
+        "--audio",
+        type=Path,
+        default=SHARED_SPEECH,
+        help="recordings (.flac); where there are none, espeak-ng's voice",
     )
     add_habits(group)
     group.add_argument("--pattern", choices=("flat", "ramp", "soak", "steps"), default="flat")
     group.add_argument("--steps", default="10,25,40", help="of the pattern steps: callers of each step")
-    group.add_argument("--pattern-s", type=float, default=60.0, help="seconds of a ramp's rise, or of each step")
-    group.add_argument("--hold-s", type=float, default=900.0, help="seconds of a soak, or at the top of a ramp")
-    group.add_argument("--record", type=Path, help="a file that every outcome is appended to, for loadtest.report")
+    group.add_argument(
+        "--pattern-s", type=float, default=60.0, help="seconds of a ramp's rise, or of each step"
+    )
+    group.add_argument(
+        "--hold-s", type=float, default=900.0, help="seconds of a soak, or at the top of a ramp"
+    )
+    group.add_argument(
+        "--record", type=Path, help="a file that every outcome is appended to, for loadtest.report"
+    )
 
 
 def profile(options: Any) -> Profile:

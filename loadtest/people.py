@@ -9,8 +9,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from .line import Ended, Line, NotOpened, open_line
 from .pacing import Lateness
@@ -89,6 +90,8 @@ class Turn:
     """The server said that the caller interrupts."""
     is_done: bool = False
     failure: str = ""
+    given_up_at: float = 0.0
+    """When it was clear that it had failed."""
 
     def hear(self, seconds: float, at: float) -> None:
         self.last_sound_at = at
@@ -114,8 +117,9 @@ class Person:
         self.name = name
         self.is_open = False
         self.line: Line | None = None
-        self.resume_token = ""
-        """Of the last session, where the server gives one."""
+        self._token = ""
+        """With which the last session can be gone on with, where the server gives one."""
+        self._session_id = ""
         self._url = url
         self._clips = clips
         self._clear = [clip for clip in clips if clip.onset_s >= CLEAR_ONSET_S]
@@ -131,7 +135,7 @@ class Person:
 
     def _begin(self) -> None:
         """What belongs to one session."""
-        self._is_greeted = False
+        self._is_greeted = self._is_resumed = False
         self._turn: Turn | None = None
         self._interrupted: Turn | None = None
         """The answer that the question under way breaks into."""
@@ -142,17 +146,14 @@ class Person:
     # --- sessions ---------------------------------------------------------------------------------------------------
 
     async def live(self) -> None:
-        """Until cancelled: one session after the other, each for as long as it lasts."""
-        was_lost = False
+        """Until cancelled: one session after the other, each for as long as it lasts; a lost one is gone on with."""
         while True:
-            ended = await self._one_session(was_lost=was_lost)
-            if ended is not None:
-                was_lost = ended.code != FULL
-                if was_lost:
-                    self._tell(LOST, failure=f"closed with {ended.code}")
+            ended = await self._one_session()
+            if ended is not None and ended.code != FULL:
+                self._tell(LOST, failure=f"closed with {ended.code}")
             await asyncio.sleep(self._dice.uniform(*self._habits.again_after_s))
 
-    async def _one_session(self, *, was_lost: bool) -> Ended | None:
+    async def _one_session(self) -> Ended | None:
         """How it ended; None if it did not begin."""
         self._begin()
         began = time.monotonic()
@@ -167,7 +168,7 @@ class Person:
             await self._until(lambda: self._is_greeted, CREATED_WITHIN_S)
             if not self._is_greeted:
                 return self._not_greeted(line, began)
-            self._tell(RESUMED if was_lost and self.resume_token else OPENED, since=began)
+            self._tell(RESUMED if self._is_resumed else OPENED, since=began)
             return await self._talk(line)
         finally:
             self.is_open = False
@@ -176,7 +177,11 @@ class Person:
             await line.close()
 
     def _address(self) -> str:
-        return self._url
+        """With the token of the session that was lost, where the server gave one; each serves once."""
+        token, self._token = self._token, ""
+        if not token:
+            return self._url
+        return f"{self._url}{'&' if '?' in self._url else '?'}resume={quote(token)}"
 
     def _not_greeted(self, line: Line, began: float) -> Ended | None:
         if not line.ended.done():
@@ -220,6 +225,7 @@ class Person:
             turn.failure = turn.failure or "the session was lost"
         elif turn.first_sound_at is None:
             turn.failure = turn.failure or f"missed: no sound within {self._habits.missed_after_s:g} s"
+        turn.given_up_at = time.monotonic()
         if into is not None and not self.line.ended.done():
             self._tell_of_barge_in(turn, into)
         self._tell_of_turn(turn)
@@ -236,7 +242,9 @@ class Person:
 
     def _tell_of_barge_in(self, turn: Turn, into: Turn) -> None:
         onset_at = self._began_at + turn.first_frame * FRAME_S + turn.clip.onset_s
-        if into.is_cut and into.last_sound_at >= onset_at:  # else all of it had been sent: nothing was stopped
+        if (
+            into.is_cut and into.last_sound_at >= onset_at
+        ):  # else all of it had been sent: nothing was stopped
             self._tell(BARGE_IN, ms=(into.last_sound_at - onset_at) * 1000)
         elif not into.is_cut and not into.is_done:
             self._tell(BARGE_IN, failure="speech over the answer did not interrupt it")
@@ -294,7 +302,9 @@ class Person:
         match event["type"]:
             case "session.created":
                 self._is_greeted = True
-                self.resume_token = str(event["session"].get("resume_token") or "")
+                session_id = event["session"]["id"]
+                self._is_resumed, self._session_id = session_id == self._session_id, session_id
+                self._token = event.get("resume", {}).get("token", "")
             case "input_audio_buffer.speech_started":
                 self._give_way(at)
             case "input_audio_buffer.speech_stopped" if turn is not None:
@@ -317,7 +327,9 @@ class Person:
         self.line.tell(
             "conversation.item.truncate", item_id=cut.item_id, content_index=0, audio_end_ms=played_ms
         )
-        if cut is turn and self._spoken is not None:  # it was answered before its end: what counts is the last answer
+        if (
+            cut is turn and self._spoken is not None
+        ):  # it was answered before its end: what counts is the last answer
             turn.first_sound_at, turn.item_id, turn.is_cut = None, "", False
 
     def _response_done(self, response: dict[str, Any]) -> None:

@@ -57,7 +57,9 @@ class Clip:
 
 def clip(name: str, audio: Audio) -> Clip:
     """float32 (n,) at 24 kHz."""
-    return Clip(name, tuple(append_message(encode_pcm(frame)) for frame in _frames(audio)), speech_onset_s(audio))
+    return Clip(
+        name, tuple(append_message(encode_pcm(frame)) for frame in _frames(audio)), speech_onset_s(audio)
+    )
 
 
 def room_noise(seed: int = 0) -> tuple[bytes, ...]:
