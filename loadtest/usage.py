@@ -4,11 +4,13 @@ Ray names its workers after what they run ("ray::ServeReplica:voice:Ingress"), s
 program of its own.
 """
 
+import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
@@ -97,3 +99,14 @@ def pin(root: int, roles: frozenset[str], cores: list[int]) -> None:
     others = [core for core in psutil.Process().cpu_affinity() if core not in cores]
     for process, role in below(root):
         process.cpu_affinity(cores if role in roles else others)
+
+
+def cpu_name() -> str:
+    """As Linux gives it; elsewhere only the kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
