@@ -58,8 +58,6 @@ class Line(asyncio.Protocol):
     def __init__(self, url: str, on_text: OnText) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = loop.create_future()
-        self.dropped = 0
-        """Messages that were not sent because the peer did not read."""
         self._opened: asyncio.Future[None] = loop.create_future()
         self._on_text = on_text
         self._protocol = ClientProtocol(parse_uri(url), max_size=None)
@@ -70,7 +68,6 @@ class Line(asyncio.Protocol):
         if self.ended.done():
             return
         if self._transport.get_write_buffer_size() > MAX_WAITING_BYTES:
-            self.dropped += 1
             return
         self._transport.write(message)
 
@@ -87,10 +84,6 @@ class Line(asyncio.Protocol):
                 await asyncio.shield(self.ended)
         except TimeoutError:
             self._transport.abort()
-
-    def cut(self) -> None:
-        """Without a word, as a network does."""
-        self._transport.abort()
 
     # --- asyncio.Protocol ---
 

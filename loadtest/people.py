@@ -8,12 +8,12 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from .line import Ended, Line, NotOpened, open_line
+from .line import Ended, NotOpened, OnText, open_line
 from .pacing import Lateness
 from .voices import Clip
 
@@ -61,6 +61,21 @@ class Outcome:
     ms: float = 0.0
     failure: str = ""
     """What went wrong, in words that do not vary from one case to the next."""
+
+
+class Wire(Protocol):
+    """What a person needs of a `Line`."""
+
+    ended: asyncio.Future[Ended]
+
+    def send(self, message: bytes) -> None: ...
+
+    def tell(self, type_: str, **fields: Any) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+Connect = Callable[[str, OnText], Awaitable[Wire]]
 
 
 class Listener(Protocol):
@@ -113,10 +128,14 @@ class Person:
         report: Callable[[Outcome], None],
         lateness: Lateness,
         listener: Listener | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        connect: Connect = open_line,
     ) -> None:
+        """`clock`: what times are told in; the loop's own is too coarse on uvloop."""
         self.name = name
         self.is_open = False
-        self.line: Line | None = None
+        self.line: Wire | None = None
         self._token = ""
         """With which the last session can be gone on with, where the server gives one."""
         self._session_id = ""
@@ -128,6 +147,8 @@ class Person:
         self._report = report
         self._lateness = lateness
         self._listener = listener
+        self._clock = clock
+        self._connect = connect
         self._dice = random.Random(name)
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -156,9 +177,9 @@ class Person:
     async def _one_session(self) -> Ended | None:
         """How it ended; None if it did not begin."""
         self._begin()
-        began = time.monotonic()
+        began = self._clock()
         try:
-            line = await open_line(self._address(), self._on_text)
+            line = await self._connect(self._address(), self._on_text)
         except NotOpened as error:
             self._tell(OPENED, since=began, failure=f"no session: {error}"[:80])
             return None
@@ -183,7 +204,7 @@ class Person:
             return self._url
         return f"{self._url}{'&' if '?' in self._url else '?'}resume={quote(token)}"
 
-    def _not_greeted(self, line: Line, began: float) -> Ended | None:
+    def _not_greeted(self, line: Wire, began: float) -> Ended | None:
         if not line.ended.done():
             self._tell(OPENED, since=began, failure=f"no session.created within {CREATED_WITHIN_S:g} s")
             return None
@@ -194,8 +215,8 @@ class Person:
         self._tell(OPENED, since=began, failure=f"closed with {ended.code} before it began")
         return None
 
-    async def _talk(self, line: Line) -> Ended:
-        self.is_open, self._began_at = True, time.monotonic()
+    async def _talk(self, line: Wire) -> Ended:
+        self.is_open, self._began_at = True, self._clock()
         self._tick()
         while not line.ended.done():
             await self._pause(self._dice.uniform(*self._habits.think_s))
@@ -210,13 +231,13 @@ class Person:
 
     async def _hear_out(self, turn: Turn) -> None:
         await self._until(lambda: turn.is_done or bool(turn.failure), ANSWER_WITHIN_S)
-        await self._pause(turn.plays_until - time.monotonic())
+        await self._pause(turn.plays_until - self._clock())
 
     # --- a turn -----------------------------------------------------------------------------------------------------
 
     async def _ask(self, clip: Clip, *, into: Turn | None = None) -> Turn:
         """A question and its first sound, or its failure; `into`: the answer that it breaks into."""
-        turn = Turn(clip, self._frame, time.monotonic())
+        turn = Turn(clip, self._frame, self._clock())
         self._interrupted, self._turn, self._spoken = into, turn, (clip, 0)
         limit = clip.duration_s + self._habits.missed_after_s
         await self._until(lambda: turn.first_sound_at is not None or bool(turn.failure), limit)
@@ -225,7 +246,7 @@ class Person:
             turn.failure = turn.failure or "the session was lost"
         elif turn.first_sound_at is None:
             turn.failure = turn.failure or f"missed: no sound within {self._habits.missed_after_s:g} s"
-        turn.given_up_at = time.monotonic()
+        turn.given_up_at = self._clock()
         if into is not None and not self.line.ended.done():
             self._tell_of_barge_in(turn, into)
         self._tell_of_turn(turn)
@@ -256,7 +277,7 @@ class Person:
 
     def _tick(self) -> None:
         """A frame at its own time, whatever became of the one before: the stream never drifts from the clock."""
-        line, now = self.line, time.monotonic()
+        line, now = self.line, self._clock()
         if line is None or line.ended.done():
             return
         self._lateness.note(now - self._began_at - self._frame * FRAME_S)
@@ -354,7 +375,7 @@ class Person:
     # --- helpers ----------------------------------------------------------------------------------------------------
 
     def _tell(self, name: str, *, ms: float = 0.0, since: float | None = None, failure: str = "") -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._report(Outcome(now, self.name, name, ms if since is None else (now - since) * 1000, failure))
 
     async def _pause(self, seconds: float) -> None:

@@ -61,10 +61,13 @@ class Relay:
             far.transport.abort()
         return len(cut)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self.cut()
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # what was aborted is closed in the loop's next round
 
 
 @asynccontextmanager
@@ -76,4 +79,4 @@ async def relay_to(host: str, port: int) -> AsyncIterator[Relay]:
         yield relay
     finally:
         server.close()
-        relay.stop()
+        await relay.stop()

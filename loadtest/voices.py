@@ -82,8 +82,10 @@ def longest_quiet_s(audio: Audio) -> float:
 
 def speech_onset_s(audio: Audio) -> float:
     """Where a recording becomes loud and stays it: a breath or a click before the first word is passed over."""
-    loud = np.convolve(_is_loud(audio, ONSET_DB), np.ones(ONSET_WINDOWS))[ONSET_WINDOWS - 1 :]
-    return float(np.argmax(loud >= ONSET_WINDOWS * ONSET_SHARE)) * WINDOW_S
+    loud = _is_loud(audio, ONSET_DB)
+    ahead = np.convolve(loud, np.ones(ONSET_WINDOWS))[ONSET_WINDOWS - 1 :]
+    stays = int(np.argmax(ahead >= ONSET_WINDOWS * ONSET_SHARE))
+    return float(stays + np.argmax(loud[stays:])) * WINDOW_S
 
 
 def _is_loud(audio: Audio, level_db: float) -> npt.NDArray[np.bool_]:
