@@ -49,11 +49,11 @@ class Failed(Exception):
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
+    # A master sends the options to its workers as they are: texts and numbers alone arrive.
     group = parser.add_argument_group("realtime sessions")
     group.add_argument(
         "--audio",
-        type=Path,
-        default=SHARED_SPEECH,
+        default=str(SHARED_SPEECH),
         help="recordings (.flac); where there are none, espeak-ng's voice",
     )
     add_habits(group)
@@ -65,9 +65,7 @@ def add_options(parser: Any) -> None:
     group.add_argument(
         "--hold-s", type=float, default=900.0, help="seconds of a soak, or at the top of a ramp"
     )
-    group.add_argument(
-        "--record", type=Path, help="a file that every outcome is appended to, for loadtest.report"
-    )
+    group.add_argument("--record", help="a file that every outcome is appended to, for loadtest.report")
 
 
 def profile(options: Any) -> Profile:
@@ -101,7 +99,7 @@ class CrowdProcess:
         self._environment = environment
         options: Any = environment.parsed_options
         command = [sys.executable, "-m", "loadtest.crowd", environment.host, *habit_options(options)]
-        if options.audio is not None and options.audio.is_dir():
+        if Path(options.audio).is_dir():
             command.append(f"--audio={options.audio}")
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
@@ -112,7 +110,7 @@ class CrowdProcess:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": paths},
         )
-        self._record: IO[str] | None = options.record.open("a") if options.record else None
+        self._record = Path(options.record).open("a") if options.record else None  # noqa: SIM115  # `stop` closes it
         ready = json.loads(self._out.readline())
         log.info("callers speak with %s", ready["ready"])
         self._reader = gevent.spawn(self._read)

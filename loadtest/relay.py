@@ -34,6 +34,8 @@ class Relay:
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._carry(reader, far_writer))
                 ways.create_task(self._carry(far_reader, writer))
+        except asyncio.CancelledError:
+            return  # the relay stops; asyncio's server would log a cancelled handler as an error
         finally:
             self._open.pop(id(writer), None)
             self._tasks.discard(task)

@@ -112,14 +112,11 @@ def late_words(found: Sequence[Step]) -> list[str]:
 
 
 def cost_table(found: Sequence[Step]) -> Table:
-    roles = _present(found)
-    rows = []
-    for step in found:
-        us = [f"{step.cpu_us(role):.0f}" for role in roles]
-        tier = step.cpu_us("ingress") + step.cpu_us("haproxy")
-        rows.append((str(step.sessions), f"{tier:.0f}", *us))
+    rows = [("session tier", *(f"{step.cpu_us('ingress') + step.cpu_us('haproxy'):.0f}" for step in found))]
+    rows += [(role, *(f"{step.cpu_us(role):.0f}" for step in found)) for role in _present(found)]
     note = "Ingress and HAProxy are the session tier. Scripted engines cost nothing but their waiting."
-    return Table("CPU-microseconds a session-second", ("callers", "session tier", *roles), rows, note)
+    headings = ("process", *(f"{step.sessions} callers" for step in found))
+    return Table("CPU-microseconds a session-second", headings, rows, note)
 
 
 def _shares(values: list[float], *shares: float) -> list[str]:

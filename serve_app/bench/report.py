@@ -19,7 +19,7 @@ _COLOURS = ("#4878a8", "#e08a3c", "#5a9e6f", "#b05a7a", "#7a6ab0", "#888888")
 
 _STYLE = """body { font: 15px system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .25em .8em; border-bottom: 1px solid #ddd }
-td { text-align: right } td:first-child, th { text-align: left } p.note { color: #555 }
+td { text-align: right } td:first-child, td:nth-child(2):last-child, th { text-align: left } p.note { color: #555 }
 svg text { font: 12px system-ui, sans-serif }"""
 
 

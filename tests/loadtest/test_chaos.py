@@ -77,7 +77,8 @@ def test_faults_are_chosen_by_name():
 
 
 def test_the_table_says_what_is_not_over_yet():
-    row = Row("kill-stt", "kill -9", 1, 0, 20, 2, 3, 4.25, None, 3.0, 19, 20)
+    row = Row("kill-stt", "kill -9", 1, "closed with 1006", 0, 20, 2, 3, 4.25, None, 3.0, 19, 20)
     line = line_of(row)
     assert "not yet" in line
     assert "19 of 20" in line
+    assert line.endswith("kill -9; closed with 1006")
