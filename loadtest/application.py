@@ -28,7 +28,11 @@ SCRIPTED = ROOT / "loadtest" / "config.scripted.yaml"
 APPLICATION = "voice"
 ProxyMode = Literal["default", "haproxy"]
 
-HAPROXY_CONTROLLER = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200"}
+HAPROXY_CONTROLLER = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead HAProxy is replaced after three of these: 10 s by default
+}
 HAPROXY_APPLICATION = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

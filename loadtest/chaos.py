@@ -152,6 +152,12 @@ class Replicas:
                 self.whole_since = time.monotonic()
             await asyncio.sleep(0.3)
 
+    async def until_whole(self) -> None:
+        for _ in range(int(WHOLE_WITHIN_S / POLL_S)):
+            if self.whole_since is not None:
+                return
+            await asyncio.sleep(POLL_S)
+
 
 def _is_whole() -> bool:
     try:
@@ -259,8 +265,9 @@ async def run(
                 f"caller {number}", url, voices, noise, HABITS, callers.outcomes.append, lateness, ledger
             )
             callers.people.append((person, ledger))
-        running = [tasks.create_task(person.live()) for person, _ in callers.people]
-        running.append(tasks.create_task(replicas.watch()))
+        running = [tasks.create_task(replicas.watch())]
+        await replicas.until_whole()  # else all callers would sit on the replica that came first
+        running += [tasks.create_task(person.live()) for person, _ in callers.people]
         await until_whole(callers, replicas)
         print(HEAD, flush=True)
         for fault in faults:
