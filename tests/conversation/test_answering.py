@@ -392,14 +392,14 @@ def test_an_apology_is_tried_twice_and_its_own_failure_is_not_the_reason() -> No
 
 def test_a_model_that_goes_on_under_an_apology_changes_nothing() -> None:
     agent = sorry()
-    agent.tokens(CLAUSE, REST, " ")
+    agent.tokens(CLAUSE, REST)
     agent.sound(1)
     agent.sent()
     agent.fails(MUTE)
     assert agent.tokens(" Something else. ") == []
     assert agent.generated() == []
     assert agent.fails() == []
-    speaks_apology(agent, 3, f" {SORRY}")
+    assert speaks_apology(agent, 2, f" {SORRY}").text == f"{CLAUSE} {SORRY}"
 
 
 def test_an_apology_can_be_interrupted() -> None:
