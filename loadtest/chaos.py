@@ -9,15 +9,21 @@ python -m loadtest.chaos --only kill-stt,freeze-llm
 
 import argparse
 import asyncio
+import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from ray import serve
 
+from . import usage
 from .application import APPLICATION, ROOT, Application, application
 from .faults import FAULTS, Fault, Nodes, Place
 from .ledger import Ledger, TurnSeen
@@ -318,8 +324,20 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     nodes = Nodes()
-    with application(CONFIG, proxy="haproxy", cluster=nodes.running) as app:
-        asyncio.run(behind_relay(app, nodes, args))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would end the cluster
+    left: list[psutil.Process] = []
+    try:
+        with application(CONFIG, proxy="haproxy", cluster=nodes.running) as app:
+            try:
+                asyncio.run(behind_relay(app, nodes, args))
+            finally:
+                left = [process for process, role in usage.below(os.getpid()) if role == "haproxy"]
+    finally:
+        for (
+            process
+        ) in left:  # one that came after a killed one outlives its manager, and holds the statistics ports
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 if __name__ == "__main__":
