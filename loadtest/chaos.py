@@ -42,6 +42,8 @@ QUIET_S = 6.0
 WATCH_S = 45.0
 """A fault is watched for no longer."""
 WHOLE_WITHIN_S = 40.0
+PROXY_KNOWS_S = 3.0
+"""So long after Serve the proxy learns of a replica."""
 ASKED_ITEMS = 8
 RETRIEVED_WITHIN_S = 5.0
 POLL_S = 0.2
@@ -249,7 +251,8 @@ async def until_whole(callers: Callers, replicas: Replicas) -> None:
     while time.monotonic() < deadline:
         recent = callers.turns_since(time.monotonic() - QUIET_S)
         is_calm = recent and not any(is_bad(turn) for turn in recent)
-        if callers.all_open and replicas.whole_since is not None and is_calm:
+        has_spoken = all(ledger.items for _, ledger in callers.people)  # there is something to be forgotten
+        if callers.all_open and has_spoken and replicas.whole_since is not None and is_calm:
             return
         await asyncio.sleep(POLL_S)
 
@@ -273,6 +276,7 @@ async def run(
             callers.people.append((person, ledger))
         running = [tasks.create_task(replicas.watch())]
         await replicas.until_whole()  # else all callers would sit on the replica that came first
+        await asyncio.sleep(PROXY_KNOWS_S)
         running += [tasks.create_task(person.live()) for person, _ in callers.people]
         await until_whole(callers, replicas)
         print(HEAD, flush=True)

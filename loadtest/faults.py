@@ -37,7 +37,8 @@ class Nodes:
     @contextmanager
     def running(self) -> Iterator[None]:
         head = {"num_cpus": NODE_CPUS, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        # Ended below; what Ray would do at exit it can only prepare in the main thread, and nodes are added in another.
+        self.cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         try:
             self.worker = self.cluster.add_node(num_cpus=NODE_CPUS)
             ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -74,10 +75,11 @@ class Fault:
 
 
 def processes(role: str) -> list[psutil.Process]:
+    """Those with the most open sockets first: what dies must have been in use."""
     found = [process for process, its in usage.below(os.getpid()) if its == role]
     if not found:
         raise LookupError(f"no process of role {role!r}")
-    return found
+    return sorted(found, key=lambda process: -process.num_fds())
 
 
 def kill(role: str, *, all_of_them: bool = False) -> Strike:
