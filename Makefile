@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev turn models run test test-sglang lint faults bench clean
+.PHONY: help setup setup-dev turn models run test test-sglang lint faults bench loadtest chaos clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | column -t -s:
@@ -29,7 +29,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[dev,load]'
 	@touch $@
 
 # Of pipecat only the model in its wheel is used; its dependencies would ask for another protobuf than Ray's.
@@ -49,7 +49,8 @@ test: setup-dev lint  ## every test that can run on this machine
 	$(BIN)/python -m pytest -m "not ray" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_embedded.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_haproxy.py $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_transcription.py tests/serve/test_rest.py tests/serve/test_pipecat.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_transcription.py tests/serve/test_rest.py tests/serve/test_pipecat.py \
+		tests/serve/test_locust.py $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -58,6 +59,16 @@ lint: setup-dev
 
 faults: setup-dev  ## break the core in known ways and see the tests fail
 	$(BIN)/python -m tests.conversation.seeded_faults
+
+LOADTEST_ARGS ?=
+CHAOS_ARGS ?=
+
+loadtest: setup-dev  ## more and more simulated callers on scripted engines, and a page of what they saw (3 min, Linux)
+	$(BIN)/python -m loadtest.run --out loadtest-results $(LOADTEST_ARGS)
+	$(BIN)/python -m loadtest.report loadtest-results
+
+chaos: setup-dev  ## kill and freeze each part under 20 live sessions, and a table of what callers noticed (8 min, Linux)
+	$(BIN)/python -m loadtest.chaos $(CHAOS_ARGS)
 
 SGLANG_VENV ?= .venv-sglang
 # Linux on x86-64 has wheels of SGLang; 12 GB of them, which is why this is not part of `make test`.

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,11 @@ SCRIPTED = ROOT / "loadtest" / "config.scripted.yaml"
 APPLICATION = "voice"
 ProxyMode = Literal["default", "haproxy"]
 
-HAPROXY_CONTROLLER = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200"}
+HAPROXY_CONTROLLER = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead HAProxy is replaced after three of these: 10 s by default
+}
 HAPROXY_APPLICATION = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -140,22 +144,32 @@ def application(
     *,
     proxy: ProxyMode = "default",
     start_s: float = 180,
+    cluster: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> Iterator[Application]:
-    """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed."""
+    """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed.
+
+    `cluster`: one that this process is connected to within the block; None: a node of its own.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="voice-serve-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(yaml.safe_dump(document(path, args or {}, proxy, port)))
         log = Path(folder) / "serve.log"
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-        try:
+        with (cluster or one_node)():
             address = ray.get_runtime_context().gcs_address
             began = time.monotonic()
             with log.open("wb") as out, _serve_run(config, address, out) as process:
                 _until_ready(port, process, log, began + start_s)
                 yield Application(port, log, time.monotonic() - began)
-        finally:
-            ray.shutdown()
+
+
+@contextmanager
+def one_node() -> Iterator[None]:
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

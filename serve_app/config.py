@@ -117,6 +117,8 @@ class Config(_Section):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     access: Access = Access()
+    apology: str = "Sorry, something went wrong on my side. Could you say that again?"
+    """Spoken where an answer has failed for good, so that nobody waits in silence; in the voice's language. "": nothing."""
     session_log: str = ""
     """A folder for a record of each session, from which `voice-serve replay` shows again what it did; "": none.
     It holds what people said."""
@@ -149,6 +151,7 @@ class Config(_Section):
             prefill_after_s=PREFILL_AFTER_S if reads_ahead else 0.0,
             max_turn_s=turns.max_turn_s,
             playout_lead_s=self.playout.lead_ms / 1000,
+            apology=self.apology,
         )
 
 

@@ -8,6 +8,8 @@ What the agent calls, it calls at the end: a call is told, and enters the histor
 the last sound of the words before it was sent. So whoever says "no!" to "I cancel your order now" is in time: a call of
 an answer that was cut or failed was never made. One that was told stays, whatever is cut of the words before it.
 
+An answer that cannot be given ends in an apology, spoken after what there is of it, so that nobody waits in silence.
+
 A draft is an answer begun at a pause of the user, before the turn has ended. It is no response: no event tells of it,
 its first segment is synthesised and held. `start` goes on with it if it answers exactly what is now asked.
 """
@@ -58,6 +60,8 @@ from .timeline import TurnTimeline
 
 NOTHING_GENERATED = Failure("llm", "engine_failed", "the language model gave no answer")
 NOTHING_SYNTHESIZED = Failure("tts", "engine_failed", "the voice gave no sound")
+APOLOGIES = 2
+"""A voice that has failed may fail its apology too: it is asked twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,9 @@ class Answer:
     """Something was generated: words, or a call."""
     has_failed: bool = False
     """A stage has failed once and was tried again."""
+    apology_for: Failure | None = None
+    """What ended the answer; an apology is its last segment."""
+    apologies: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +211,9 @@ class Answering:
 
     def refuse(self, order: Order, failure: Failure) -> None:
         """An answer that fails before it begins, so that whoever waits for one is told."""
-        self._open(self._new(order, TurnTimeline()))
-        self.finish("failed", failure=failure)
+        answer = self._new(order, TurnTimeline())
+        self._open(answer)
+        self._apologize(answer, failure)
 
     def withdraw(self, order: Order) -> None:
         """An answer that the client cancels before it begins: it asked for one and is told how that ended."""
@@ -244,7 +252,7 @@ class Answering:
 
     def call_generated(self, event: CallGenerated, now: float) -> None:
         answer = self._current(event.response_id)
-        if answer is None or answer.finish_reason is not None:
+        if answer is None or answer.finish_reason is not None or answer.apology_for is not None:
             return
         answer.timeline.mark("first_token", now)
         answer.has_tokens = True
@@ -252,7 +260,7 @@ class Answering:
 
     def generation_finished(self, event: GenerationFinished, now: float) -> None:
         answer = self._current(event.response_id)
-        if answer is None:
+        if answer is None or answer.apology_for is not None:
             return
         if (
             not answer.has_tokens and event.finish_reason == "stop"
@@ -293,7 +301,7 @@ class Answering:
         answer.synthesizing = None
 
     def failed(self, response_id: ResponseId, failure: Failure) -> None:
-        """One more try if nothing of the answer has been shown; else the answer ends as failed."""
+        """One more try if nothing of the answer has been shown; else the answer ends as failed, with an apology."""
         answer = self._current(response_id)
         if answer is None:
             return
@@ -301,8 +309,13 @@ class Answering:
             self.drop_draft()
             self.has_draft_failed = True
             return
+        if answer.apology_for is not None:
+            if failure.stage == "tts":
+                self._break_off(answer)
+                self._apologize(answer, answer.apology_for)
+            return
         if answer.has_failed or answer.shown or not failure.retryable:
-            self.finish("failed", failure=failure)
+            self._give_up(answer, failure)
             return
         self._emit(CancelWork(response_id))
         self._playout.drop(answer.utterance)
@@ -311,6 +324,35 @@ class Answering:
             response_id, answer.item_id, answer.order, answer.timeline, answer.utterance, has_failed=True
         )
         self._generate(self._answer)
+
+    def _give_up(self, answer: Answer, failure: Failure) -> None:
+        if failure.stage != "tts":
+            self._apologize(answer, failure)
+        elif answer.has_failed or not failure.retryable:  # there is no voice to apologise with
+            self.finish("failed", failure=failure)
+        else:
+            self._break_off(answer)
+            self._apologize(answer, failure)
+
+    def _break_off(self, answer: Answer) -> None:
+        """The voice has failed in the middle: what came of the segment is played, what should follow is not."""
+        assert answer.synthesizing is not None
+        answer.utterance.break_off(answer.synthesizing[0])
+        answer.synthesizing = None
+        answer.waiting.clear()
+
+    def _apologize(self, answer: Answer, failure: Failure) -> None:
+        """What was made of the answer is played, then the user is told that it went wrong, and it ends as failed."""
+        text = self._parameters.apology
+        if not text or answer.order.modality == "text" or answer.apologies == APOLOGIES:
+            self.finish("failed", failure=failure)
+            return
+        answer.apologies += 1
+        answer.apology_for, answer.finish_reason = failure, "stop"
+        if not answer.shown:
+            answer.timeline = TurnTimeline()  # how long an apology took is no latency of an answer
+        follows = bool(answer.utterance.segments or answer.waiting)
+        answer.waiting.append((self._ids.segment(), f" {text}" if follows else text))
 
     # --- playing ----------------------------------------------------------------------------------------------------
 
@@ -329,6 +371,9 @@ class Answering:
                 self._show(answer, segment.text)
             self._emit(Play(answer.response_id, answer.item_id, chunk.chunk_id))
         if answer is not None and self._is_complete(answer):
+            if answer.apology_for is not None:
+                self.finish("failed", failure=answer.apology_for)
+                return
             self.finish("incomplete" if answer.finish_reason == "length" else "completed")
 
     def _synthesize_next(self, answer: Answer) -> None:

@@ -29,6 +29,8 @@ class Parameters:
     stall_s: float = 1.0
     """So long without audio in the middle of speech, and silence is put in its place."""
     playout_lead_s: float = 0.3
+    apology: str = ""
+    """Spoken where an answer has failed; "": nothing is said."""
     synthesis_ahead_s: float = 8.0
     """No further segment is synthesised while so much sound waits to be sent: an interruption throws it away."""
 

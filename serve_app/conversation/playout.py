@@ -75,6 +75,16 @@ class Utterance:
     def segment(self, segment_id: SegmentId) -> Segment | None:
         return next((segment for segment in self.segments if segment.segment_id == segment_id), None)
 
+    def break_off(self, segment_id: SegmentId) -> None:
+        """No more of the segment will come: its words end with its sound."""
+        segment = self.segment(segment_id)
+        assert segment is not None
+        if segment.duration_s == 0.0:
+            self.segments.remove(segment)
+        else:
+            segment.text = segment.text[: segment.spoken_until(segment.duration_s)]
+            segment.is_finished = True
+
     def played_s(self, now: float) -> float:
         return sum(min(max(now - start, 0.0), end - start) for start, end in self._spans)
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 from serve_app.conversation.answering import NOTHING_GENERATED, NOTHING_SYNTHESIZED, Answering, Order
 from serve_app.conversation.commands import (
@@ -42,7 +43,7 @@ CLAUSE, REST = "Yes, of course.", " I can do that."
 class Agent:
     """An `Answering` whose engines and socket are the test; every act returns the commands that it brought."""
 
-    def __init__(self, order: Order | None = ORDER, **parameters: float) -> None:
+    def __init__(self, order: Order | None = ORDER, **parameters: Any) -> None:
         self.out: list[Command] = []
         self.history = History()
         self.answering = Answering(
@@ -294,6 +295,135 @@ def test_an_answer_can_fail_before_it_begins() -> None:
     started, _, done = agent.does(lambda: agent.answering.refuse(ORDER, BROKEN))
     assert isinstance(started, ResponseStarted)
     assert (done.response_id, done.outcome, done.failure) == (RESPONSE, "failed", BROKEN)
+
+
+# --- apologies ------------------------------------------------------------------------------------------------------
+
+SORRY = "Sorry, that failed."
+MUTE = Failure("tts", "engine_failed", "no voice")
+
+
+def sorry(order: Order | None = ORDER) -> Agent:
+    return Agent(order, apology=SORRY)
+
+
+def speaks_apology(agent: Agent, segment: int, text: str = SORRY) -> ResponseDone:
+    """The apology is synthesised and played; the end of the answer."""
+    assert agent.out[-1] == Synthesize(RESPONSE, segment, text, "af_heart", 1.0)
+    agent.now += 5.0
+    delta, play = agent.sound(segment)
+    assert (delta.text, type(play)) == (text, Play)
+    agent.synthesized(segment)
+    _, done = agent.sent()
+    return done
+
+
+def test_an_answer_that_fails_for_good_ends_in_an_apology() -> None:
+    agent = sorry()
+    agent.fails()
+    agent.fails()
+    done = speaks_apology(agent, 1)
+    assert (done.outcome, done.failure, done.text, done.latency) == ("failed", BROKEN, SORRY, None)
+    assert agent.said() == (SORRY, "incomplete")
+    assert not agent.answering.is_active
+
+
+def test_an_answer_that_breaks_off_is_played_as_far_as_it_goes_and_then_apologised_for() -> None:
+    agent = sorry()
+    agent.tokens(CLAUSE, REST, " And")
+    agent.sound(1)
+    agent.sent()
+    assert agent.fails() == [], "its second sentence is being synthesised"
+    agent.synthesized(1)
+    assert agent.out[-1] == Synthesize(RESPONSE, 2, REST, "af_heart", 1.0)
+    agent.now += 0.5
+    agent.sound(2)
+    agent.sent()
+    agent.synthesized(2)
+    done = speaks_apology(agent, 3, f" {SORRY}")
+    assert (done.outcome, done.failure) == ("failed", BROKEN)
+    assert done.text == f"{CLAUSE}{REST} {SORRY}"
+    assert agent.said()[0] == f"{CLAUSE}{REST} {SORRY}"
+
+
+def test_a_voice_that_breaks_off_apologises_in_place_of_what_it_should_have_said() -> None:
+    agent = sorry()
+    agent.tokens(CLAUSE, REST, " And more. ")
+    agent.sound(1, word=WordTime(0, 4, 0.0, 0.5))
+    agent.sent()
+    agent.fails(MUTE)
+    done = speaks_apology(agent, 4, f" {SORRY}")
+    assert (done.outcome, done.failure) == ("failed", MUTE)
+    assert agent.said()[0] == f"Yes, {SORRY}", "half of the clause was spoken"
+
+
+def test_a_segment_that_never_sounded_leaves_no_words() -> None:
+    agent = sorry()
+    agent.tokens(CLAUSE, REST, " And more. ")
+    agent.sound(1)
+    agent.sent()
+    agent.synthesized(1)
+    agent.fails(MUTE)
+    speaks_apology(agent, 4, f" {SORRY}")
+    assert agent.said()[0] == f"{CLAUSE} {SORRY}"
+
+
+def test_without_a_voice_there_is_no_apology() -> None:
+    agent = sorry()
+    agent.tokens(CLAUSE, " ")
+    agent.fails(MUTE)
+    agent.tokens(CLAUSE, " ")
+    assert agent.fails(MUTE)[-1].failure == MUTE
+    assert not agent.answering.is_active
+    hopeless = Failure("tts", "bad_request", "no such voice", retryable=False)
+    agent = sorry()
+    agent.tokens(CLAUSE, " ")
+    assert agent.fails(hopeless)[-1].failure == hopeless
+
+
+def test_an_apology_is_tried_twice_and_its_own_failure_is_not_the_reason() -> None:
+    agent = sorry()
+    agent.fails()
+    agent.fails()
+    assert agent.fails(MUTE) == [Synthesize(RESPONSE, 2, SORRY, "af_heart", 1.0)]
+    _, done = agent.fails(MUTE)
+    assert (done.outcome, done.failure) == ("failed", BROKEN)
+
+
+def test_a_model_that_goes_on_under_an_apology_changes_nothing() -> None:
+    agent = sorry()
+    agent.tokens(CLAUSE, REST)
+    agent.sound(1)
+    agent.sent()
+    agent.fails(MUTE)
+    assert agent.tokens(" Something else. ") == []
+    assert agent.generated() == []
+    assert agent.fails() == []
+    assert speaks_apology(agent, 2, f" {SORRY}").text == f"{CLAUSE} {SORRY}"
+
+
+def test_an_apology_can_be_interrupted() -> None:
+    agent = sorry()
+    agent.fails()
+    agent.fails()
+    agent.sound(1, 2.0)
+    agent.sent()
+    agent.interrupted(after_s=0.5)
+    assert agent.out[-1].outcome == "interrupted"
+    assert not agent.answering.is_active
+
+
+def test_a_text_answer_has_no_apology() -> None:
+    agent = sorry(TEXT_ORDER)
+    agent.fails()
+    assert agent.fails()[-1].outcome == "failed"
+
+
+def test_an_answer_that_could_not_begin_is_apologised_for() -> None:
+    agent = sorry(None)
+    started, spoken = agent.does(lambda: agent.answering.refuse(ORDER, BROKEN))
+    assert (started.response_id, spoken) == (RESPONSE, Synthesize(RESPONSE, 1, SORRY, "af_heart", 1.0))
+    assert speaks_apology(agent, 1).failure == BROKEN
 
 
 # --- interruptions --------------------------------------------------------------------------------------------------

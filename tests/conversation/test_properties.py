@@ -316,6 +316,7 @@ class Referee:
         assert done.response_id == self.open.response_id, "each ends once"
         self.done.add(done.response_id)
         self.reached[done.outcome] += 1
+        self.reached["apologised"] += done.outcome == "failed" and done.text.endswith("that went wrong.")
         self.reached["retried"] += self._generations[done.response_id] > 1 and done.outcome == "completed"
         is_audio = self.open.modality == "audio"
         self.open = None
@@ -382,6 +383,7 @@ class Talk(RuleBasedStateMachine):
     @initialize(
         at_pause=st.booleans(),
         prefill_after_s=st.sampled_from([0.0, 1 / 8, 1 / 8]),
+        apology=st.sampled_from(["", "Oh dear, that went wrong."]),
         socket_s=st.sampled_from([0.0, 0.0, 1 / 16, 1 / 2]),
         stt_s=st.sampled_from([0.0, 1 / 8, 1.0]),
         first_token_s=st.sampled_from([0.0, 1 / 8, 1.0]),
@@ -394,6 +396,7 @@ class Talk(RuleBasedStateMachine):
     def begin(
         self,
         at_pause: bool,
+        apology: str,
         prefill_after_s: float,
         drafts: int,
         interim_s: float,
@@ -406,6 +409,7 @@ class Talk(RuleBasedStateMachine):
             transcribe_at_pause=at_pause,
             drafts_per_turn=drafts,
             interim_s=interim_s,
+            apology=apology,
             judges_turns=opinion is not None,
             prefill_after_s=prefill_after_s,
         )
@@ -764,6 +768,7 @@ def test_the_rules_hold_in_every_conversation_and_the_deep_states_are_reached() 
         "tail interrupted",
         "owed again",
         "retried",
+        "apologised",
         "truncated up",
         "truncated down",
         "committed by the client",

@@ -1,6 +1,7 @@
 """Engines that hang, end early, break or refuse, in each stage: one more try while nothing was shown, then an answer
 that has failed and says why; and the next turn works."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,54 @@ async def test_an_engine_that_is_broken_for_good_fails_every_turn_and_ends_no_se
     async with calling(engines=engines, options=OPTIONS, append_s=0.1) as call:
         assert [(await asks(call))["status"] for _ in range(3)] == ["failed"] * 3
         await assert_next_turn_works(call)
+
+
+APOLOGY = "Sorry about that."
+APOLOGETIC = replace(OPTIONS, parameters=replace(OPTIONS.parameters, apology=APOLOGY))
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(stage, kind) for stage, kind in FAILURES if stage != "tts"])
+@virtual_time
+async def test_an_answer_that_cannot_be_given_ends_in_a_spoken_apology(stage: str, kind: Any):
+    engines = engines_with(stage, Fault(kind), Fault(kind))
+    async with calling(engines=engines, options=APOLOGETIC, append_s=0.1) as call:
+        response = await asks(call)
+        assert call.now < 0.6 + 0.6 + 2 * LIMIT_S + 2.0, "the total is bounded"
+        assert response["status"] == "failed"
+        assert response["status_details"]["error"]["code"] == "engine_failed"
+        (item,) = response["output"]
+        assert item["content"][0]["transcript"] == APOLOGY
+        assert len(call.player.whole_words(item["id"], word_s=0.1)) == 3
+        await assert_next_turn_works(call)
+
+
+@virtual_time
+async def test_a_model_that_dies_in_the_middle_of_an_answer_is_apologised_for_after_what_was_said():
+    slow = scripted(llm=ScriptedLlm(first_token_s=0.1, tokens_per_s=5.0, answer_words=12), tts=TTS)
+    engines = scripted(tts=TTS, chat=FaultyChatModel(slow.chat, [Fault("fails", at=5)]))
+    async with calling(engines=engines, options=APOLOGETIC, append_s=0.1) as call:
+        response = await asks(call)
+        assert response["status"] == "failed"
+        assert response["output"][0]["content"][0]["transcript"] == f"word0 word1 word2, {APOLOGY}"
+        await assert_next_turn_works(call)
+
+
+@virtual_time
+async def test_a_voice_that_dies_in_the_middle_of_an_answer_comes_back_to_apologise():
+    engines = engines_with("tts", None, Fault("fails"))
+    async with calling(engines=engines, options=APOLOGETIC, append_s=0.1) as call:
+        response = await asks(call)
+        assert response["output"][0]["content"][0]["transcript"] == f"word0 word1 word2, {APOLOGY}"
+        await assert_next_turn_works(call)
+
+
+@virtual_time
+async def test_without_a_voice_the_answer_ends_as_failed_and_says_so():
+    engines = engines_with("tts", *[Fault("fails")] * 4)
+    async with calling(engines=engines, options=APOLOGETIC, append_s=0.1) as call:
+        response = await asks(call)
+        assert (response["status"], response["output"]) == ("failed", [])
+        assert calls_made(engines, "tts") == 2
 
 
 @pytest.mark.parametrize("kind", ["hangs", "fails"])

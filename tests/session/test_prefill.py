@@ -10,7 +10,16 @@ from session.faulty import FaultyChatModel
 from session.virtual import virtual_time
 
 from deployments.engines.scripted import ScriptedChatModel
-from deployments.interfaces import ChatDelta, ChatMessage, EngineBusy, EngineError, EngineFailed, Sampling
+from deployments.interfaces import (
+    NO_TOOLS,
+    ChatDelta,
+    ChatMessage,
+    EngineBusy,
+    EngineError,
+    EngineFailed,
+    Sampling,
+    Tools,
+)
 from deployments.options import LlmOptions, ScriptedLlm
 from serve_app.conversation.events import Settings
 from serve_app.conversation.parameters import Parameters
@@ -41,12 +50,16 @@ class Reader:
     def active(self) -> int:
         return self._model.active + self.reading
 
-    def generate(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> AsyncIterator[ChatDelta]:
+    def generate(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> AsyncIterator[ChatDelta]:
         self.asked.append(list(messages))
         self.samplings.append(sampling)
-        return self._model.generate(messages, sampling=sampling)
+        return self._model.generate(messages, sampling=sampling, tools=tools)
 
-    async def prefill(self, messages: Sequence[ChatMessage], *, sampling: Sampling) -> None:
+    async def prefill(
+        self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
+    ) -> None:
         self.prompts.append(list(messages))
         self.samplings.append(sampling)
         self.reading += 1
