@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any
 
@@ -15,8 +17,10 @@ from deployments.engines import silero_vad, smart_turn
 from deployments.interfaces import EngineInfo
 from deployments.options import LlmOptions, SttOptions, TtsOptions
 
-from .config import Access, Config, ConfigError, api_keys, with_secrets
+from .config import Access, Config, ConfigError, Resume, api_keys, redis_url, with_secrets
 from .ingress import Ingress
+from .session.resumption import SessionStore
+from .stores.ray_actor import ActorStore
 
 log = logging.getLogger("ray.serve")
 
@@ -29,6 +33,7 @@ def build(args: Mapping[str, Any]) -> Application:
     config = Config.parse(args)
     keys = api_keys(config.access)
     check_access(config.access, keys, _listening_host())
+    check_store(config.resume)
     refuse_auto_on_many_nodes(config, _alive_nodes())
     stt_options, stt_info = models.choose(config.stt)
     llm_options, llm_info = models.choose(with_secrets(config.llm))
@@ -50,6 +55,7 @@ def build(args: Mapping[str, Any]) -> Application:
         stt.bind(stt_options, stt_info),
         llm.bind(llm_options, llm_info),
         tts.bind(tts_options, tts_info),
+        partial(session_store, config.resume, redis_url(config.resume)),
         turn_info,
         smart_turn.load if turn_info is not None and not turn_info.remedy else None,
     )
@@ -63,6 +69,27 @@ def _turn_info() -> EngineInfo:
         return EngineInfo("turn", "smart_turn", path.stem)
     reason = "turn_taking.smart_turn is true and the model is not installed"
     return EngineInfo("turn", "transcript", "the words alone", reason, smart_turn.REMEDY)
+
+
+def check_store(resume: Resume) -> None:
+    """Raises ConfigError where the store's client is missing: each replica would fail at its start."""
+    if resume.store == "redis" and find_spec("redis") is None:
+        raise ConfigError("resume.store: redis needs redis-py: pip install 'voice-serve[redis]'")
+
+
+def session_store(resume: Resume, url: str) -> SessionStore | None:
+    """Where the records of sessions lie; made in each ingress replica. None: nowhere."""
+    match resume.store:
+        case "actor":
+            store = ActorStore(max_records=resume.max_records, max_bytes=resume.max_store_mb * 2**20)
+            store.start()
+            return store
+        case "redis":
+            from .stores.redis import RedisStore  # needs redis-py, which is an extra
+
+            return RedisStore(url)
+        case "none":
+            return None
 
 
 def announce(info: EngineInfo) -> None:

@@ -3,7 +3,7 @@
 `voice-serve talk` and the load tests are built on it, so it shares no code with the server but the sample formats:
 what it measures is what a stranger would measure. All times are seconds of the monotonic clock.
 
-- `RealtimeClient` sends and receives events and decides nothing.
+- `RealtimeClient` sends and receives events and decides nothing. `ResumingClient` outlives its socket.
 - `LiveMicrophone` sends 20 ms every 20 ms of wall clock: a recording sent faster would say nothing about a caller.
 - `Player` is arithmetic without a clock of its own: it plays at 1x from the arrival of each chunk, as a page does.
 """
@@ -11,9 +11,10 @@ what it measures is what a stranger would measure. All times are seconds of the 
 import asyncio
 import base64
 import json
+import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -23,7 +24,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+)
 
 from .audio.pcm import Audio, Samples, encode_pcm, pcm_samples
 
@@ -60,8 +67,18 @@ _CLOSE_WORDS = {
     1006: "the connection was lost",
     1008: "refused: is an API key needed?",
     1011: "something failed in the server",
+    1012: "it is being replaced",
     1013: "it is full, try again later",
+    4001: "it was resumed elsewhere",
+    4004: "it could not be resumed",
 }
+LOSSES = frozenset({1001, 1005, 1006, 1011, 1012, 1014})
+"""After these the session may still be there for who comes back with its token (RFC 6455 7.4.1, IANA)."""
+RESUME_HEADER = "X-Voice-Serve-Resume"
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 4.0
+"""Between attempts to come back: up to so much, doubled each time; the draw keeps a crowd from coming at once."""
+PASSING_ERRORS = frozenset({"server_full", "server_draining", "resume_unavailable"})
+"""Refusals that another attempt, perhaps at another replica, need not meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +145,170 @@ class RealtimeClient:
             yield await self.receive()
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where sessions are opened, and with what key."""
+
+    url: str
+    api_key: str | None = None
+    open_timeout_s: float = 10
+
+    async def connect(self, headers: dict[str, str] | None = None, **query: str) -> ClientConnection:
+        """Raises NotConnected."""
+        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        opening = connect(
+            _with_query(self.url, {"model": MODEL}, query),
+            additional_headers=key | (headers or {}),
+            open_timeout=self.open_timeout_s,
+            close_timeout=2,
+            max_size=None,
+            compression=None,  # base64 of sound: deflate costs milliseconds and gains nothing on a local line
+        )
+        url = self.url
+        try:
+            return await opening
+        except InvalidStatus as refused:
+            raise NotConnected(_refusal_words(url, refused.response.status_code)) from refused
+        except (InvalidHandshake, InvalidURI, InvalidMessage) as error:
+            raise NotConnected(f"{url} is not a realtime endpoint: {error}") from error
+        except TimeoutError as error:
+            raise NotConnected(f"{url} did not answer within {self.open_timeout_s:g} s.") from error
+        except OSError as error:
+            raise NotConnected(f"Nobody answers at {url}. Is the server running? (make run)") from error
+
+
+class ResumingClient(RealtimeClient):
+    """A session that goes on at another socket when its own is lost, for as long as the server keeps it.
+
+    `receive` is what reconnects; the events after a return begin with `session.created` again. Audio that is sent in
+    the meantime is lost, other events wait. What was being played must stop: `stop` does that and says how far it was.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: ClientConnection,
+        *,
+        stop: Callable[[], "Played | None"],
+        on_news: Callable[[str], None],
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(connection)
+        self.resumed = 0
+        """How often it has come back."""
+        self._endpoint = endpoint
+        self._stop = stop
+        self._on_news = on_news
+        self._random = rng or random.Random()
+        self._resume: dict[str, Any] | None = None
+        self._is_here = asyncio.Event()
+        self._is_here.set()
+        self._end: SessionEnded | None = None
+
+    @property
+    def connection(self) -> ClientConnection:
+        """The socket in use now."""
+        return self._connection
+
+    async def send(self, type_: str, **fields: Any) -> str:
+        while True:
+            await self._is_here.wait()
+            if self._end is not None:
+                raise self._end
+            try:
+                return await super().send(type_, **fields)
+            except SessionEnded as ended:
+                if not self._can_resume(ended):
+                    raise
+                if type_ == "input_audio_buffer.append":
+                    return ""
+                self._is_here.clear()  # until `receive`, which finds the same, has come back
+
+    async def append(self, audio: Audio) -> None:
+        if self._is_here.is_set():  # what is said into a dead line is lost
+            await super().append(audio)
+
+    async def receive(self) -> Arrival:
+        while True:
+            try:
+                arrival = await super().receive()
+            except SessionEnded as ended:
+                if not self._can_resume(ended):
+                    self._give_up(ended)
+                    raise
+                arrival = await self._come_back(ended)
+            if arrival.type == "session.created":
+                self._resume = arrival.event.get("resume")
+            return arrival
+
+    def _can_resume(self, ended: SessionEnded) -> bool:
+        return self._resume is not None and ended.code in LOSSES
+
+    def _give_up(self, ended: SessionEnded) -> None:
+        self._end = ended
+        self._is_here.set()
+
+    async def _come_back(self, ended: SessionEnded) -> Arrival:
+        """The first event at the new socket. Raises SessionEnded, or NotConnected once the session's time is over."""
+        self._is_here.clear()
+        assert self._resume is not None
+        stopped, delay_s = self._stop(), FIRST_DELAY_S
+        deadline = time.monotonic() + float(self._resume["within_s"])
+        is_moving = ended.code == 1012
+        self._on_news("The session moves to another server." if is_moving else "The connection was lost.")
+        while True:
+            await asyncio.sleep(self._random.uniform(0, delay_s))
+            delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+            try:
+                arrival = await self._try(str(self._resume["token"]), stopped)
+            except NotConnected as error:
+                last: ClientError = error
+            except SessionEnded as again:
+                if again.code not in LOSSES | {1013}:
+                    self._give_up(again)
+                    raise
+                last = again
+            else:
+                self.resumed += 1
+                self._on_news("The session goes on.")
+                self._is_here.set()
+                return arrival
+            if time.monotonic() > deadline:
+                self._give_up(ended)
+                raise last
+
+    async def _try(self, token: str, stopped: "Played | None") -> Arrival:
+        position = (
+            {"item_id": stopped.item_id, "audio_end_ms": str(int(stopped.played_s * 1000))} if stopped else {}
+        )
+        connection = await self._endpoint.connect({RESUME_HEADER: token}, **position)
+        self._connection = connection
+        arrival = await super().receive()
+        if arrival.type == "error":
+            error = arrival.event["error"]
+            await connection.close()
+            code = 1013 if error["code"] in PASSING_ERRORS else 4004
+            raise SessionEnded(code, error["message"])
+        return arrival
+
+
+@asynccontextmanager
+async def resuming_client(
+    url: str,
+    *,
+    api_key: str | None = None,
+    stop: Callable[[], "Played | None"],
+    on_news: Callable[[str], None],
+) -> AsyncIterator[ResumingClient]:
+    """As `realtime_client`, with a session that outlives its socket; the arguments are those of `ResumingClient`."""
+    endpoint = Endpoint(_with_query(url, {}, {"own_events": "1"}), api_key)
+    client = ResumingClient(endpoint, await endpoint.connect(), stop=stop, on_news=on_news)
+    try:
+        yield client
+    finally:
+        await client.connection.close()
+
+
 def _ended(closed: ConnectionClosed) -> SessionEnded:
     if closed.rcvd is None:
         return SessionEnded(1006, "")
@@ -136,11 +317,11 @@ def _ended(closed: ConnectionClosed) -> SessionEnded:
 
 @contextmanager
 def session_end_alone() -> Iterator[None]:
-    """Around a TaskGroup: a session's end, which each of its tasks may report, comes out as one SessionEnded."""
+    """Around a TaskGroup: a session's end, which each of its tasks may report, comes out as one ClientError."""
     try:
         yield
     except ExceptionGroup as group:
-        ended, others = group.split(SessionEnded)
+        ended, others = group.split(ClientError)
         if ended is None or others is not None:
             raise
         raise ended.exceptions[0] from None
@@ -155,35 +336,17 @@ async def realtime_client(
     Raises NotConnected. A server that refuses after the handshake (full, no key) shows in the first event instead:
     SessionEnded.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    opening = connect(
-        _with_model(url),
-        additional_headers=headers,
-        open_timeout=open_timeout_s,
-        close_timeout=2,
-        max_size=None,
-        compression=None,  # base64 of sound: deflate costs milliseconds and gains nothing on a local line
-    )
-    try:
-        connection = await opening
-    except InvalidStatus as refused:
-        raise NotConnected(_refusal_words(url, refused.response.status_code)) from refused
-    except (InvalidHandshake, InvalidURI) as error:
-        raise NotConnected(f"{url} is not a realtime endpoint: {error}") from error
-    except TimeoutError as error:
-        raise NotConnected(f"{url} did not answer within {open_timeout_s:g} s.") from error
-    except OSError as error:
-        raise NotConnected(f"Nobody answers at {url}. Is the server running? (make run)") from error
+    connection = await Endpoint(url, api_key, open_timeout_s).connect()
     try:
         yield RealtimeClient(connection)
     finally:
         await connection.close()
 
 
-def _with_model(url: str) -> str:
+def _with_query(url: str, defaults: dict[str, str], wanted: dict[str, str]) -> str:
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    return urlunsplit(parts._replace(query=urlencode({"model": MODEL} | query)))
+    query = defaults | dict(parse_qsl(parts.query)) | wanted
+    return urlunsplit(parts._replace(query=urlencode(query)))
 
 
 def _refusal_words(url: str, status: int) -> str:

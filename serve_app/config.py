@@ -106,6 +106,26 @@ class Access(_Section):
     """Origins of pages that browsers may connect from, besides the server's own; "*" for all."""
 
 
+class Resume(_Section):
+    """How a session outlives its socket, its replica or a redeploy."""
+
+    store: Literal["actor", "redis", "none"] = "actor"
+    """actor: a detached actor of this Ray cluster, lost with the node it is on. redis: outlives the head. none: off."""
+    redis_url_env: str = "VOICE_SERVE_REDIS_URL"
+    """Environment variable with the URL of the Redis server, redis://:password@host:6379/0; it may hold a password."""
+    within_s: float = Field(default=60, ge=5, le=3600)
+    """How long after the loss of its socket a session can be resumed. Its words stay in the store for so long."""
+    drain_s: float = Field(default=25, ge=0, le=3600)
+    """How long a session on a replica that is to go may take to come to the end of its turn. Keep it below the
+    Ingress' graceful_shutdown_timeout_s and, in HAProxy mode, RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S (30),
+    for then Serve cuts the sockets."""
+    max_records: int = Field(default=20_000, ge=1)
+    max_store_mb: int = Field(default=256, ge=1)
+    """Of the actor: beyond either, what was saved longest ago goes."""
+    max_snapshot_kb: int = Field(default=512, ge=1)
+    """A session that needs more is no longer resumable, and the log says so."""
+
+
 class Config(_Section):
     """`applications[].args` of the Serve config."""
 
@@ -117,6 +137,7 @@ class Config(_Section):
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     access: Access = Access()
+    resume: Resume = Resume()
     apology: str = "Sorry, something went wrong on my side. Could you say that again?"
     """Spoken where an answer has failed for good, so that nobody waits in silence; in the voice's language. "": nothing."""
     session_log: str = ""
@@ -181,6 +202,16 @@ def api_keys(access: Access) -> frozenset[str]:
     """The keys that callers must show one of; empty: none is asked for."""
     value = os.environ.get(access.api_keys_env, "")
     return frozenset(key.strip() for key in value.split(",") if key.strip())
+
+
+def redis_url(resume: Resume) -> str:
+    """Where the records of sessions lie. Raises ConfigError if Redis is asked for and nobody says where it is."""
+    if resume.store != "redis":
+        return ""
+    url = os.environ.get(resume.redis_url_env, "")
+    if not url:
+        raise ConfigError(f"resume.redis_url_env: the environment variable {resume.redis_url_env} is not set")
+    return url
 
 
 def with_secrets(options: LlmOptions) -> LlmOptions:

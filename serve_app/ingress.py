@@ -10,9 +10,9 @@ refused handshake's status nor its text.
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +34,9 @@ from .config import Access, Config
 from .conversation.commands import Refused
 from .conversation.events import Settings
 from .conversation.parameters import Parameters
+from .conversation.plain import NotReadable
+from .draining import until_draining
+from .handshake import NOT_RESUMED, CallerRefused, resume_options, resume_token, returned
 from .observability import Metrics, SessionLog, TurnObserver, process_figures, unix_time
 from .realtime import codec
 from .realtime.mapper import Mapper
@@ -49,7 +52,16 @@ from .session.engine_clients import (
     cancelling,
     for_session,
 )
-from .session.session import Session, SessionOptions
+from .session.resumption import (
+    GuardedStore,
+    Lease,
+    NotResumable,
+    SessionStore,
+    StoreUnavailable,
+    Token,
+    claim,
+)
+from .session.session import SERVICE_RESTART, Session, SessionOptions
 from .session.stages import Engines, TimeLimits
 from .session.transport import ConnectionLost
 
@@ -59,6 +71,8 @@ STATIC = Path(__file__).parent / "static"
 MODEL_NAME = "voice-serve"
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
 """How a browser, which cannot set headers on a WebSocket, shows its key to an OpenAI Realtime server."""
+HANDOVER_S = 3.0
+"""A session that is resumed while its old socket hangs here has so long to end."""
 CLOSE_S = 1.0
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; img-src 'self' data:; worker-src 'self' blob:"
 
@@ -78,7 +92,7 @@ class SocketTransport:
         except (WebSocketDisconnect, RuntimeError) as error:  # RuntimeError: receive after a disconnect
             raise ConnectionLost from error
         if message["type"] == "websocket.disconnect":
-            raise ConnectionLost
+            raise ConnectionLost(is_deliberate=message.get("code") == 1000)
         text: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
         return data if text is None else text
@@ -110,6 +124,7 @@ class VoiceServer:
         health: Callable[[], Awaitable[Mapping[str, StageStatus]]],
         voices: Callable[[], Awaitable[Sequence[str]]],
         metrics: Metrics | None = None,
+        store: SessionStore | None = None,
     ) -> None:
         self._config = config
         self._engines = engines
@@ -120,12 +135,17 @@ class VoiceServer:
         self._observer = TurnObserver(metrics, self._session_log)
         self._metrics = metrics
         self._options = session_options(config, judges_turns=engines.turn_judge is not None)
-        self._sessions: dict[str, SessionKind] = {}
+        self._resume_options = resume_options(config)
+        self.store = GuardedStore(store, self._resume_options)
+        self._callers = 0
+        """Sessions, those that are being opened included."""
+        self._sessions: dict[str, _Held] = {}
+        self.is_draining = False
         self._voices: frozenset[str] | None = None
 
     @property
     def session_count(self) -> int:
-        return len(self._sessions)
+        return self._callers
 
     # --- the socket -------------------------------------------------------------------------------------------------
 
@@ -134,83 +154,160 @@ class VoiceServer:
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
         transport = SocketTransport(socket)
-        refusal = self._refusal(socket)
-        if refusal is not None:
-            await self._refuse(transport, *refusal)
-            return
-        session_id = uuid4().hex[:16]
-        is_listening = socket.query_params.get("intent") == "transcription"
-        kind: SessionKind = "transcription" if is_listening else "realtime"
-        self._sessions[session_id] = kind
-        self._count(kind)
         try:
-            config = self._listening_config() if is_listening else await self._session_config(socket)
-            options = listening_only_options(self._options) if is_listening else self._options
-            with self._recorded(session_id, options.parameters, config.settings):
-                engines = for_session(self._engines, session_id)
-                session = Session(session_id, transport, engines, config, options, self._observer)
-                ending = await session.run()
-            log.info(
-                "session ended",
-                extra={
-                    "session": session_id,
-                    "kind": kind,
-                    "code": ending.code,
-                    "reason": ending.reason,
-                },
-            )
-        finally:
-            del self._sessions[session_id]
-            self._count(kind)
+            token = resume_token(socket)
+            self._check(socket, token)
+            with self._counted():
+                lease = await self._lease(token)
+                await self._hold(socket, transport, lease)
+        except CallerRefused as refused:
+            await self._refuse(transport, refused)
 
     @contextmanager
-    def _recorded(self, session_id: str, parameters: Parameters, settings: Settings) -> Iterator[None]:
+    def _counted(self) -> Iterator[None]:
+        self._callers += 1
+        try:
+            yield
+        finally:
+            self._callers -= 1
+
+    async def _hold(self, socket: WebSocket, transport: SocketTransport, lease: Lease) -> None:
+        """One session, from its first event to its last."""
+        session_id, config = lease.session_id, await self._session_config(socket, lease)
+        is_listening = config.kind == "transcription"
+        options = listening_only_options(self._options) if is_listening else self._options
+        with self._recorded(lease, options.parameters, config.settings):
+            session = Session(
+                session_id,
+                transport,
+                for_session(self._engines, session_id),
+                config,
+                options,
+                self._observer,
+                lease=lease,
+                returned=returned(socket),
+                hears_own_events=socket.query_params.get("own_events") == "1",
+            )
+            held = self._sessions[session_id] = _Held(session, config.kind, asyncio.Event())
+            self._count(config.kind)
+            if self.is_draining:  # it was on its way in
+                session.drain(self._config.resume.drain_s)
+            try:
+                ending = await session.run()
+            finally:
+                del self._sessions[session_id]
+                held.is_over.set()
+                self._count(config.kind)
+        fields = {"session": session_id, "kind": config.kind, "socket": lease.generation}
+        log.info("session ended", extra=fields | {"code": ending.code, "reason": ending.reason})
+
+    # --- resuming and moving ----------------------------------------------------------------------------------------
+
+    async def _lease(self, token: str) -> Lease:
+        """The right to a session's record: a new one, or that of the token. Raises CallerRefused."""
+        if not token:
+            return Lease(self.store, self._resume_options, uuid4().hex[:16])
+        try:
+            await self._end_here(Token.parse(token))
+            lease = await claim(self.store, self._resume_options, token)
+        except NotResumable:
+            sentence = "this resume token is unknown, was used or has expired; begin a new session without it"
+            raise CallerRefused(NOT_RESUMED, "resume_token_invalid", sentence) from None
+        except NotReadable as error:
+            log.warning("a snapshot cannot be read", extra={"error": str(error)})
+            sentence = "this session was saved by another version of the server; begin a new one"
+            raise CallerRefused(NOT_RESUMED, "resume_not_possible", sentence) from None
+        except StoreUnavailable:
+            sentence = "sessions cannot be resumed at the moment; try again, or begin a new one"
+            raise CallerRefused(1013, "resume_unavailable", sentence) from None
+        log.info("session resumed", extra={"session": lease.session_id, "socket": lease.generation})
+        if self._metrics is not None:
+            self._metrics.resumed()
+        return lease
+
+    async def _end_here(self, token: Token) -> None:
+        """The newer socket wins: where the old one hangs on this replica, it says its last word to the store first.
+
+        Raises NotResumable for a token that is not the session's: nobody else may end it.
+        """
+        held = self._sessions.get(token.session_id)
+        if held is None:
+            return
+        held.session.hand_over(token)
+        try:
+            async with asyncio.timeout(HANDOVER_S):
+                await held.is_over.wait()
+        except TimeoutError:
+            raise CallerRefused(1013, "resume_unavailable", "the old socket is still being closed") from None
+
+    def drain(self) -> None:
+        """This replica is to go: it takes no new session, and those it has move at the end of their turn."""
+        if self.is_draining:
+            return
+        self.is_draining = True
+        log.warning("this replica is to go: its sessions move", extra={"sessions": len(self._sessions)})
+        for held in list(self._sessions.values()):
+            held.session.drain(self._config.resume.drain_s)
+
+    @contextmanager
+    def _recorded(self, lease: Lease, parameters: Parameters, settings: Settings) -> Iterator[None]:
         """A session in the session log, where there is one."""
         if self._session_log is None:
             yield
             return
-        self._session_log.begin(session_id, parameters, settings)
+        session_id = lease.session_id
+        self._session_log.begin(session_id, parameters, settings, lease)
         try:
             yield
         finally:
             self._session_log.end(session_id)
 
-    def _refusal(self, socket: WebSocket) -> tuple[int, str, str] | None:
-        """(close code, error code, sentence) for a caller who cannot be served."""
+    def _check(self, socket: WebSocket, token: str) -> None:
+        """Raises CallerRefused. A resumed session shows its key again and needs a place like any other."""
         headers = socket.headers
         if not is_origin_allowed(headers.get("origin"), headers.get("host"), self._config.access):
-            return (
-                1008,
-                "origin_not_allowed",
-                "pages of this origin may not connect; see access.allowed_origins",
-            )
+            sentence = "pages of this origin may not connect; see access.allowed_origins"
+            raise CallerRefused(1008, "origin_not_allowed", sentence)
         if not self.is_authorized(shown_keys(headers, socket.scope.get("subprotocols", []))):
-            return (
-                1008,
-                "invalid_api_key",
-                "a valid API key is needed: Authorization: Bearer, or the subprotocol",
-            )
+            sentence = "a valid API key is needed: Authorization: Bearer, or the subprotocol"
+            raise CallerRefused(1008, "invalid_api_key", sentence)
+        if self.is_draining:
+            sentence = "this replica is being replaced; connect again"
+            raise CallerRefused(SERVICE_RESTART, "server_draining", sentence)
         limit = self._config.limits.max_sessions_per_replica
-        if len(self._sessions) >= limit:
-            return (
-                1013,
-                "server_full",
-                f"the server is full ({limit} sessions a replica); try again in a moment",
-            )
-        return None
+        is_moving_here = token.partition(".")[0] in self._sessions
+        if self._callers - is_moving_here >= limit:
+            sentence = f"the server is full ({limit} sessions a replica); try again in a moment"
+            raise CallerRefused(1013, "server_full", sentence)
 
-    async def _refuse(self, transport: SocketTransport, code: int, error_code: str, sentence: str) -> None:
+    async def _refuse(self, transport: SocketTransport, refused: CallerRefused) -> None:
         if self._metrics is not None:
-            self._metrics.refused(error_code)
-        log.info("caller refused", extra={"code": code, "error_code": error_code})
-        [refusal] = Mapper("refused", SessionConfig()).events(Refused(error_code, sentence))
+            self._metrics.refused(refused.error_code)
+        log.info("caller refused", extra={"code": refused.close_code, "error_code": refused.error_code})
+        [refusal] = Mapper("refused", SessionConfig()).events(Refused(refused.error_code, refused.sentence))
         try:
             await transport.send(codec.encode(refusal))
         except ConnectionLost:
             return
-        await transport.close(code, sentence)
+        await transport.close(refused.close_code, refused.sentence)
 
-    async def _session_config(self, socket: WebSocket) -> SessionConfig:
+    async def _session_config(self, socket: WebSocket, lease: Lease) -> SessionConfig:
+        kept = lease.snapshot
+        is_listening = socket.query_params.get("intent") == "transcription"
+        if kept is not None:
+            is_listening = kept.kind == "transcription"
+        fresh = self._listening_config() if is_listening else await self._fresh_config(socket)
+        if kept is None:
+            return fresh
+        return replace(
+            fresh,
+            settings=kept.conversation.settings,
+            input_format=kept.input_format,
+            output_format=kept.output_format,
+            model=kept.model,
+        )
+
+    async def _fresh_config(self, socket: WebSocket) -> SessionConfig:
         config = self._config
         settings = Settings(
             instructions=config.llm.system_prompt,
@@ -252,7 +349,7 @@ class VoiceServer:
 
     def _count(self, kind: SessionKind) -> None:
         if self._metrics is not None:
-            self._metrics.sessions(kind, sum(each == kind for each in self._sessions.values()))
+            self._metrics.sessions(kind, sum(held.kind == kind for held in self._sessions.values()))
 
     def is_authorized(self, shown: Sequence[str]) -> bool:
         if not self._api_keys:
@@ -303,11 +400,20 @@ class VoiceServer:
             "stages": stages,
             "voices": sorted(await self.voices() or ()),
             "limits": self._config.limits.model_dump(),
+            "resume": {"store": self._config.resume.store, "problem": self.store.problem},
         }
         return {"object": "list", "data": [model]}
 
 
 _STARTED = unix_time()
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    session: Session
+    kind: SessionKind
+    is_over: asyncio.Event
+    """Its last snapshot is in the store."""
 
 
 def session_options(config: Config, *, judges_turns: bool = False) -> SessionOptions:
@@ -362,8 +468,17 @@ def is_origin_allowed(origin: str | None, host: str | None, access: Access) -> b
         return False
 
 
-def routes(server: VoiceServer) -> FastAPI:
-    app = FastAPI(title="voice-serve", docs_url=None, redoc_url=None)
+def routes(server: VoiceServer, *, while_running: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
+    """`while_running` is awaited beside the requests, from the start of the application to its end."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as tasks:
+            beside = tasks.create_task(_completed(while_running), name="beside-the-requests")
+            yield
+            beside.cancel()
+
+    app = FastAPI(title="voice-serve", docs_url=None, redoc_url=None, lifespan=lifespan)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, object]:
@@ -394,6 +509,11 @@ def routes(server: VoiceServer) -> FastAPI:
     return app
 
 
+async def _completed(work: Callable[[], Awaitable[None]] | None) -> None:
+    if work is not None:
+        await work()
+
+
 class SecureHeaders:
     """The page may load nothing from elsewhere, and nothing is taken for what it is not.
 
@@ -421,7 +541,13 @@ HEALTH_S = 5.0
 """A stage that does not answer for so long is not ready."""
 
 
-@serve.deployment(name="Ingress", max_ongoing_requests=10_000)
+@serve.deployment(
+    name="Ingress",
+    max_ongoing_requests=10_000,
+    graceful_shutdown_timeout_s=40,  # more than resume.drain_s, and time for the last snapshots
+    graceful_shutdown_wait_loop_s=0.5,
+    max_surge_percent=100,  # in a redeploy the new replicas serve before the old ones send their sessions away
+)
 @serve.ingress()
 class Ingress:
     """`max_ongoing_requests` is far above the session cap: sessions are counted here, where a refusal has words."""
@@ -435,6 +561,7 @@ class Ingress:
         stt: DeploymentHandle[Any],
         llm: DeploymentHandle[Any],
         tts: DeploymentHandle[Any],
+        make_store: Callable[[], SessionStore | None],
         turn: EngineInfo | None = None,
         load_turn_judge: Callable[[], TurnJudge] | None = None,
     ) -> None:
@@ -450,11 +577,21 @@ class Ingress:
             load_turn_judge and load_turn_judge(),
         )
         self._server = VoiceServer(
-            config, engines, api_keys=api_keys, health=self._stages, voices=self._voices, metrics=Metrics()
+            config,
+            engines,
+            api_keys=api_keys,
+            health=self._stages,
+            voices=self._voices,
+            metrics=Metrics(),
+            store=make_store(),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return routes(self._server)
+        return routes(self._server, while_running=self._watch_draining)
+
+    async def _watch_draining(self) -> None:
+        await until_draining()
+        self._server.drain()
 
     async def _stages(self) -> dict[str, StageStatus]:
         names = list(self._handles)

@@ -22,6 +22,7 @@ from .conversation.events import Event, Settings
 from .conversation.parameters import Parameters
 from .realtime.session_config import SessionKind
 from .session.replay import start_record, to_record
+from .session.resumption import Lease
 from .session.stages import PrefillOutcome
 
 log = logging.getLogger("voice_serve.turn")
@@ -57,6 +58,7 @@ class Metrics:
         self._prefills = Counter(
             "voice_serve_prefills", "Prompts read before the question was asked", tag_keys=("outcome",)
         )
+        self._resumed = Counter("voice_serve_resumed", "Sessions that went on at another socket")
         self._refused = Counter("voice_serve_refused", "Callers turned away", tag_keys=("reason",))
 
     def turn(self, done: ResponseDone) -> None:
@@ -81,6 +83,9 @@ class Metrics:
 
     def prefill(self, outcome: PrefillOutcome) -> None:
         self._prefills.inc(tags={"outcome": outcome})
+
+    def resumed(self) -> None:
+        self._resumed.inc()
 
     def refused(self, reason: str) -> None:
         self._refused.inc(tags={"reason": reason})
@@ -172,10 +177,16 @@ class SessionLog:
         self._folder = folder
         self._files: dict[str, TextIO] = {}
 
-    def begin(self, session_id: str, parameters: Parameters, settings: Settings) -> None:
-        path = self._folder / f"{session_id}.jsonl"
+    def begin(
+        self, session_id: str, parameters: Parameters, settings: Settings, lease: Lease | None = None
+    ) -> None:
+        """Each socket of a resumed session has a file of its own, which begins with what it went on from."""
+        socket = f".{lease.generation}" if lease and lease.generation > 1 else ""
+        path = self._folder / f"{session_id}{socket}.jsonl"
         self._files[session_id] = path.open("w", encoding="utf-8")
-        self(session_id, json.dumps(start_record(session_id, parameters, settings)))
+        snapshot = lease.snapshot.conversation if lease and lease.snapshot else None
+        epoch = lease.generation - 1 if lease else 0
+        self(session_id, json.dumps(start_record(session_id, parameters, settings, epoch, snapshot)))
 
     def __call__(self, session_id: str, record: str) -> None:
         """A record of a session that has begun."""

@@ -29,9 +29,8 @@ from .client import (
     LiveMicrophone,
     Player,
     RealtimeClient,
-    SessionEnded,
     Utterance,
-    realtime_client,
+    resuming_client,
     session_end_alone,
 )
 
@@ -181,6 +180,8 @@ class Dialogue:
                 self._drop(event["item_id"])
             case "conversation.item.deleted":
                 self._drop(event["item_id"])
+            case "session.resumed":
+                self._note_losses(event["lost_items"])
             case "error":
                 self.problems.append(event["error"]["message"])
             case type_ if type_.startswith("response."):
@@ -199,6 +200,14 @@ class Dialogue:
             del self._unanswered[item_id]
             self.dropped += 1
 
+    def _note_losses(self, lost_items: list[str]) -> None:
+        """What was being said when the connection was lost: nobody will answer it."""
+        self._user_speaks = False
+        for item_id in lost_items:
+            self.problems.append("The connection was lost while you spoke; please say it again.")
+            self._unanswered.setdefault(item_id, None)
+            self._drop(item_id)
+
     def _handle_response(self, event: dict[str, Any]) -> None:
         match event["type"]:
             case "response.created":
@@ -209,7 +218,9 @@ class Dialogue:
             case "response.output_audio_transcript.delta" | "response.output_text.delta":
                 self._open[event["response_id"]].answer += event["delta"]
             case "response.done":
-                self._end(self._open.pop(event["response"]["id"]), event["response"])
+                response_id = event["response"]["id"]
+                if response_id in self._open:  # else it was lost before this side had heard of it
+                    self._end(self._open.pop(response_id), event["response"])
             case _:
                 pass
 
@@ -259,8 +270,10 @@ class Conversation:
     exchanges: list[Exchange]
     heard: np.ndarray[Any, np.dtype[np.int16]]
     asked: int
-    ended: SessionEnded | None
-    """Why the server ended the session before all was asked."""
+    ended: ClientError | None
+    """Why the session ended before all was asked."""
+    resumed: int = 0
+    """How often the connection was lost and the session went on."""
 
     @property
     def problems(self) -> list[str]:
@@ -272,7 +285,8 @@ class Conversation:
 
     def as_json(self) -> dict[str, Any]:
         turns = [self._turn(turn, exchange) for exchange in self.exchanges for turn in exchange.turns]
-        return {"answered": self.is_answered, "turns": turns, "problems": self.problems}
+        told = {"answered": self.is_answered, "turns": turns, "problems": self.problems}
+        return told | ({"resumed": self.resumed} if self.resumed else {})
 
     def _turn(self, turn: Turn, exchange: Exchange) -> dict[str, Any]:
         return {
@@ -297,9 +311,9 @@ def first_sound_ms(turn: Turn, exchange: Exchange) -> float | None:
 class _Script:
     """The asking side: says one thing after another, and waits for each answer to be played."""
 
-    def __init__(self, client: RealtimeClient, timeout_s: float) -> None:
+    def __init__(self, client: RealtimeClient, player: Player, timeout_s: float) -> None:
         self.dialogue = Dialogue()
-        self.player = Player()
+        self.player = player
         self.exchanges: list[Exchange] = []
         self._client = client
         self._microphone = LiveMicrophone(client)
@@ -371,17 +385,26 @@ async def hold_conversation(
     api_key: str | None = None,
     timeout_s: float = 60,
 ) -> Conversation:
-    """Say all that, one after another, in one session. Raises NotConnected."""
-    async with realtime_client(url, api_key=api_key) as client:
-        script = _Script(client, timeout_s)
-        ended: SessionEnded | None = None
+    """Say all that, one after another, in one session, which outlives a lost connection. Raises NotConnected."""
+    player = Player()
+    notes = Console(stderr=True)
+    opening = resuming_client(
+        url,
+        api_key=api_key,
+        stop=lambda: player.flush(monotonic()),
+        on_news=lambda news: notes.print(news, style="dim", markup=False),
+    )
+    async with opening as client:
+        script = _Script(client, player, timeout_s)
+        ended: ClientError | None = None
         try:
             with session_end_alone():
                 await script.run(recordings, texts)
-        except SessionEnded as early:
+        except ClientError as early:
             ended = early
-        heard = script.player.heard(monotonic())
-    return Conversation(script.dialogue, script.exchanges, heard, len(recordings) + len(texts), ended)
+        heard = player.heard(monotonic())
+    asked = len(recordings) + len(texts)
+    return Conversation(script.dialogue, script.exchanges, heard, asked, ended, client.resumed)
 
 
 # --- telling it -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .audio.pcm import Audio, Samples, decode_pcm, pcm_samples
 from .audio.resampling import StreamingResampler
-from .client import FRAME_S, RATE, ClientError, Played, RealtimeClient, realtime_client, session_end_alone
+from .client import FRAME_S, RATE, ClientError, Played, RealtimeClient, resuming_client, session_end_alone
 
 NO_DEVICE = (
     "This machine offers no {what} ({why}). "
@@ -104,7 +104,13 @@ async def converse(url: str, api_key: str | None) -> None:
     except devices.PortAudioError as error:
         raise NoDevice(NO_DEVICE.format(what="microphone and loudspeaker", why=error)) from error
     console = Console(highlight=False)
-    async with realtime_client(url, api_key=api_key) as client:
+    opening = resuming_client(
+        url,
+        api_key=api_key,
+        stop=loudspeaker.flush,
+        on_news=lambda news: console.print(news, style="dim", markup=False),
+    )
+    async with opening as client:
         with microphone, speaker:
             console.print("Speak. Ctrl-C ends. Wear headphones: nothing cancels the echo here.", style="dim")
             with session_end_alone():
@@ -173,6 +179,8 @@ def _print_words(event: dict[str, Any], console: Console) -> None:
             total_ms = (event["response"].get("metadata") or {}).get("latency.total_ms")
             if total_ms is not None:
                 console.print(f"       {total_ms} ms", style="dim", markup=False)
+        case "session.resumed" if event["lost_items"]:
+            console.print("       You were not heard to the end; please say it again.", style="red")
         case "error":
             console.print(event["error"]["message"], style="red", markup=False)
         case _:

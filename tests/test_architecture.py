@@ -102,6 +102,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "deployments.interfaces",
         "numpy",
     ),
+    "serve_app/stores": ("serve_app.session.resumption", "ray", "redis"),
 }
 
 
@@ -117,6 +118,12 @@ def test_only_the_engine_clients_of_a_session_know_ray():
     path = ROOT / "serve_app/session/engine_clients.py"
     assert_imports_only(path, (*ARROWS["serve_app/session"], "ray"))
     assert any(is_under(module, "ray") for module in imports_of(path))
+
+
+def test_what_serve_keeps_to_itself_is_looked_into_in_one_file():
+    for path in source_files("serve_app", "deployments"):
+        private = {module for module in imports_of(path) if is_under(module, "ray.serve._private")}
+        assert not private or path.name == "draining.py", f"{path} imports {private}"
 
 
 def test_deployments_never_import_the_application():

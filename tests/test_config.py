@@ -13,6 +13,7 @@ from deployments.options import LlmOptions, SttOptions, TtsOptions
 from serve_app import app
 from serve_app.app import (
     check_access,
+    check_store,
     is_loopback,
     refuse_auto_on_many_nodes,
     warn_of_too_many_threads,
@@ -21,10 +22,12 @@ from serve_app.config import (
     Access,
     Config,
     ConfigError,
+    Resume,
     api_keys,
     client_api_key,
     read,
     read_document,
+    redis_url,
     with_secrets,
 )
 from serve_app.ingress import session_options
@@ -216,6 +219,16 @@ def test_a_key_that_is_named_and_not_set_is_said_before_anything_runs(monkeypatc
     assert with_secrets(LlmOptions()).api_key == ""
 
 
+def test_the_url_of_redis_is_asked_for_only_where_redis_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WHERE", raising=False)
+    assert redis_url(Resume()) == ""
+    resume = Resume(store="redis", redis_url_env="WHERE")
+    with pytest.raises(ConfigError, match="WHERE is not set"):
+        redis_url(resume)
+    monkeypatch.setenv("WHERE", "redis://:secret@host:6379/0")
+    assert redis_url(resume) == "redis://:secret@host:6379/0"
+
+
 @pytest.mark.parametrize(
     ("environment", "key"),
     [
@@ -250,6 +263,13 @@ def test_beyond_loopback_keys_are_needed_or_the_config_says_that_none_are(host: 
     assert "auth: none" in str(caught.value)
     check_access(Access(), frozenset({"k"}), host)
     check_access(Access(auth="none"), frozenset(), host)
+
+
+def test_a_store_whose_client_is_missing_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serve_app.app.find_spec", lambda name: None)
+    check_store(Resume())
+    with pytest.raises(ConfigError, match=r"voice-serve\[redis\]"):
+        check_store(Resume(store="redis"))
 
 
 def test_a_name_is_not_taken_for_loopback():

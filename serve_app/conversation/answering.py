@@ -33,6 +33,7 @@ from .commands import (
     Play,
     Refused,
     ResponseDone,
+    ResponseLost,
     ResponseStarted,
     Synthesize,
     TranscriptDelta,
@@ -46,6 +47,7 @@ from .events import (
     ItemId,
     Modality,
     ResponseId,
+    Returned,
     SegmentId,
     SpeechSynthesized,
     Tool,
@@ -56,6 +58,7 @@ from .history import History
 from .parameters import Ids, Parameters
 from .playout import Playout, Segment, Utterance
 from .segmentation import SpeechSegmenter
+from .snapshot import OpenResponse, SpokenAnswer
 from .timeline import TurnTimeline
 
 NOTHING_GENERATED = Failure("llm", "engine_failed", "the language model gave no answer")
@@ -131,6 +134,62 @@ class Answering:
         self.has_draft_failed = False
         """Since the last answer: there, the stage gets its second chance, and the client is told."""
         self._ended: list[Ended] = []
+        self._lost: OpenResponse | None = None
+        """Under way when the conversation's last socket was lost."""
+
+    # --- its lives --------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[tuple[SpokenAnswer, ...], OpenResponse | None]:
+        answer, spoken = self._answer, tuple(map(SpokenAnswer.of, self._playout.sounded))
+        if answer is None:
+            return spoken, self._lost
+        started = answer.response_id, answer.item_id, answer.order.modality, answer.order.metadata
+        return spoken, OpenResponse(*started, "".join(answer.shown))
+
+    @property
+    def mark(self) -> object:
+        """Differs when `snapshot` has come to hold noticeably more: another segment, or another second of sound."""
+        answer, sounded = self._answer, self._playout.sounded
+        sent_s = int(sounded[-1].sent_s) if sounded else 0
+        return (answer.response_id, len(answer.shown), sent_s) if answer else (None, 0, 0)
+
+    def restore(self, spoken: tuple[SpokenAnswer, ...], response: OpenResponse | None) -> None:
+        self._playout.restore(answer.utterance() for answer in spoken)
+        self._lost = response
+
+    def end_lost(self, returned: Returned) -> bool:
+        """Cut what was being played when the socket was lost. Returns whether an answer was lost of which nothing was heard."""
+        lost, self._lost = self._lost, None
+        heard = None
+        sounded = self._playout.sounded
+        for utterance in sounded:
+            is_open = lost is not None and utterance.item_id == lost.item_id
+            end_s = self._position_of(utterance, returned, is_last=utterance is sounded[-1])
+            if is_open and utterance.cut_s is not None:  # the client has said where it stopped
+                end_s = utterance.cut_s
+            elif is_open and end_s is None:
+                end_s = max(0.0, utterance.sent_s - self._parameters.playout_lead_s)
+            if end_s is not None and (is_open or end_s < utterance.sent_s):
+                self._history.set_text(utterance.item_id, utterance.cut_to(end_s), status="incomplete")
+                self._emit(ItemTruncated(utterance.item_id, round(end_s * 1000)))
+            if is_open:
+                heard = utterance.heard(end_s or 0.0)
+        if lost is None:
+            return False
+        if lost.text and (heard is None or lost.modality == "text"):  # no sound of it was sent
+            said = lost.text.strip() if lost.modality == "text" else ""
+            self._history.set_text(lost.item_id, said, status="incomplete")
+        self._emit(
+            ResponseLost(lost.response_id, lost.item_id, lost.modality, lost.text, heard, lost.metadata)
+        )
+        return not (lost.text if lost.modality == "text" else heard and heard.text)
+
+    def _position_of(self, utterance: Utterance, returned: Returned, *, is_last: bool) -> float | None:
+        """Where the client says that its playback of `utterance` had come to, within what it can have got."""
+        is_meant = is_last if returned.item_id is None else utterance.item_id == returned.item_id
+        if returned.audio_end_ms is None or not is_meant or utterance.cut_s is not None:
+            return None
+        return min(max(0, returned.audio_end_ms) / 1000, utterance.longest_s)
 
     # --- what it knows ----------------------------------------------------------------------------------------------
 

@@ -304,6 +304,30 @@ class ResponseDone:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryRestored:
+    """What the client can count on after its return; `ResponseLost` follows if an answer was cut by the loss."""
+
+    items: tuple[Item, ...]
+    """The whole history, as it was heard."""
+    lost_items: tuple[ItemId, ...]
+    """The user's turns whose words are lost: they must be said again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseLost:
+    """The end of a response that was under way when the socket was lost: incomplete."""
+
+    response_id: ResponseId
+    item_id: ItemId
+    modality: Modality
+    text: str
+    """All text whose delta was sent; "" if nothing was, and then it left no item."""
+    heard: Heard | None
+    """None for an answer that was not spoken."""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A wish that cannot be granted; the session goes on."""
 
@@ -340,6 +364,8 @@ Notice = (
     | ResponseStarted
     | TranscriptDelta
     | ResponseDone
+    | HistoryRestored
+    | ResponseLost
     | Refused
 )
 Command = Work | Notice

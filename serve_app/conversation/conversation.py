@@ -24,6 +24,7 @@ from typing import assert_never
 from .answering import Answering, Order
 from .commands import (
     Command,
+    HistoryRestored,
     Item,
     ItemAdded,
     ItemRemoved,
@@ -51,6 +52,7 @@ from .events import (
     ItemId,
     ItemRetrieved,
     ResponseRequested,
+    Returned,
     SessionConfigured,
     Settings,
     SpeechSynthesized,
@@ -66,19 +68,32 @@ from .events import (
 from .hearing import Hearing, TurnHeard
 from .history import ROOT, History
 from .interruption import AgentState, InterruptionPolicy, Verdict
-from .parameters import Ids, Parameters
+from .parameters import Counts, Ids, Parameters
+from .snapshot import Snapshot
 from .timeline import TurnTimeline
 from .turn_taking import INPUT_RATE, UserState
 from .warmth import Warmth
 
 
 class Conversation:
-    def __init__(self, parameters: Parameters, settings: Settings, *, name: str = "0") -> None:
-        """`name` makes the ids of items and responses unique; it should name the session."""
+    def __init__(
+        self,
+        parameters: Parameters,
+        settings: Settings,
+        *,
+        name: str = "0",
+        epoch: int = 0,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        """`name` makes the ids of items and responses unique; it should name the session.
+
+        With `snapshot` (of a conversation of this name, with its settings) it goes on where that one was; `Returned`
+        must be the first thing it is told. `epoch` must be new then if the conversation may have gone on after it.
+        """
         self._out: list[Command] = []
         self._settings = settings
-        self._ids = Ids(name)
-        self.history = History()
+        self._ids = Ids(name, epoch=epoch, counts=snapshot.counts if snapshot else Counts())
+        self.history = History(snapshot.items, snapshot.history_version) if snapshot else History()
         self._hearing = Hearing(parameters, settings, self.history, self._ids, self._emit)
         self._answering = Answering(parameters, self.history, self._ids, self._emit)
         self._interruption = InterruptionPolicy(parameters.interruption_min_ms)
@@ -89,6 +104,11 @@ class Conversation:
         self._timeline = TurnTimeline()
         """Of the turn that the next answer will answer."""
         self._is_closed = False
+        self._restored = snapshot
+        """Until the client's return is known."""
+        if snapshot is not None:
+            self._is_owed = snapshot.is_owed
+            self._answering.restore(snapshot.spoken, snapshot.response)
 
     # --- what it shows ----------------------------------------------------------------------------------------------
 
@@ -104,6 +124,35 @@ class Conversation:
     def input_needed_from(self) -> int:
         """No `Transcribe` will ask for input before this sample."""
         return self._hearing.needed_from
+
+    def is_at_rest(self, now: float) -> bool:
+        """Nobody speaks and nothing is owed: a moment at which the session can move without anyone hearing it."""
+        is_silent = self.user_state is UserState.SILENT and not self._hearing.has_turn
+        return is_silent and self._requested is None and self.agent_state(now) is AgentState.IDLE
+
+    @property
+    def mark(self) -> object:
+        """Differs from before when `snapshot` has come to hold something that is worth keeping."""
+        hearing, history = self._hearing, self.history
+        heard = hearing.open_turn_id, hearing.unheard, self._is_owed
+        return (history.version, len(history), heard, self._answering.mark, self._settings)
+
+    def snapshot(self) -> Snapshot:
+        """From which another `Conversation` goes on; what is under way is in it as far as the client knows of it."""
+        if self._restored is not None:
+            return self._restored
+        spoken, response = self._answering.snapshot()
+        return Snapshot(
+            settings=self._settings,
+            items=self.history.items(),
+            history_version=self.history.version,
+            counts=self._ids.counts,
+            is_owed=self._is_owed or self._requested is not None,
+            spoken=spoken,
+            response=response,
+            open_turn=self._hearing.open_turn_id,
+            unheard=self._hearing.unheard,
+        )
 
     def agent_state(self, now: float) -> AgentState:
         if self._answering.is_audible(now):
@@ -139,6 +188,8 @@ class Conversation:
                 | Closed()
             ):
                 self._grant(event, now)
+            case Returned():
+                self._go_on(event)
             case _:
                 self._note(event, now)
         self._settle(now)
@@ -338,6 +389,24 @@ class Conversation:
                 self._is_closed = True
             case _:
                 assert_never(wish)
+
+    def _go_on(self, returned: Returned) -> None:
+        """The words of turns that were open are lost; an answer that was under way ends where its listener stopped."""
+        snapshot, self._restored = self._restored, None
+        if snapshot is None:
+            return
+        lost = [*snapshot.unheard, *([snapshot.open_turn] if snapshot.open_turn else [])]
+        before = len(self._out)
+        for item_id in snapshot.unheard:
+            if item_id in self.history:
+                self.history.remove(item_id)
+                self._emit(ItemRemoved(item_id))
+        is_unheard = self._answering.end_lost(returned)
+        vad = self._settings.turn_detection
+        is_answered = vad is not None and vad.create_response
+        self._is_owed |= is_unheard and is_answered and self.history.last_role() == "user"
+        # First of all, and yet with the history as all that leaves it.
+        self._out.insert(before, HistoryRestored(self.history.items(), tuple(lost)))
 
     def _create_item(self, wish: ItemCreated) -> None:
         item = Item(

@@ -283,6 +283,16 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """The client is back on another socket; told once, first of all, to a conversation that was restored."""
+
+    item_id: ItemId | None = None
+    """The answer that was being played when the socket was lost; None: the last of which sound was sent."""
+    audio_end_ms: int | None = None
+    """How much of it was played; None: the client does not know."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The socket is gone or the session is ended by the server."""
 
@@ -313,4 +323,4 @@ Wish = (
     | CancelRequested
     | Closed
 )
-Event = Fact | Wish
+Event = Fact | Wish | Returned

@@ -133,6 +133,16 @@ class Hearing:
         return self._turn is not None
 
     @property
+    def open_turn_id(self) -> ItemId | None:
+        return None if self._turn is None else self._turn.item_id
+
+    @property
+    def unheard(self) -> tuple[ItemId, ...]:
+        """Items of committed turns whose words are not known yet, in their order."""
+        flight = [self._in_flight.turn] if self._in_flight and self._in_flight.turn.is_committed else []
+        return tuple(turn.item_id for turn in [*flight, *self._waiting])
+
+    @property
     def paused_turn(self) -> Turn | None:
         """The open turn while its speech pauses and the words so far are known: perhaps all there will be."""
         turn = self._turn

@@ -7,7 +7,7 @@ A call of a function and its output are items of their own, the output wherever 
 together, for chat templates and servers refuse a call that no output follows; while there is none, it is told that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from .commands import Item, ItemStatus, Message
@@ -20,9 +20,12 @@ NO_OUTPUT_YET = "(There is no result yet.)"
 
 
 class History:
-    def __init__(self) -> None:
-        self.version = 0
-        self._items: dict[ItemId, Item] = {}
+    def __init__(self, items: Iterable[Item] = (), version: int = 0) -> None:
+        self.version = version
+        self._items: dict[ItemId, Item] = {item.item_id: item for item in items}
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def __contains__(self, item_id: ItemId) -> bool:
         return item_id in self._items

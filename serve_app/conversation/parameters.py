@@ -1,7 +1,6 @@
 """What is tuned in a conversation, and the counters that name its parts."""
 
 from dataclasses import dataclass
-from itertools import count
 
 from .events import CallId, ItemId, JudgementId, ResponseId, SegmentId, TranscriptionId
 
@@ -35,38 +34,64 @@ class Parameters:
     """No further segment is synthesised while so much sound waits to be sent: an interruption throws it away."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many of each have been named."""
+
+    items: int = 0
+    responses: int = 0
+    segments: int = 0
+    transcriptions: int = 0
+    judgements: int = 0
+    calls: int = 0
+
+
 class Ids:
     """Names for items and responses, unique within the process if `name` is; numbers for the rest."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, epoch: int = 0, counts: Counts = Counts()) -> None:
+        """`epoch` counts the lives of one conversation: what was named after the last snapshot is not named again."""
         self._name = name
-        self._items, self._responses, self._segments, self._transcriptions, self._judgements = (
-            count(1),
-            count(1),
-            count(1),
-            count(1),
-            count(1),
+        self._label = f"{name}_{epoch}" if epoch else name
+        self._items, self._responses = counts.items, counts.responses
+        self._segments, self._transcriptions = counts.segments, counts.transcriptions
+        self._judgements, self._calls = counts.judgements, counts.calls
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            self._items,
+            self._responses,
+            self._segments,
+            self._transcriptions,
+            self._judgements,
+            self._calls,
         )
-        self._calls = count(1)
 
     def item(self) -> ItemId:
-        return ItemId(f"item_{self._name}_{next(self._items)}")
+        self._items += 1
+        return ItemId(f"item_{self._label}_{self._items}")
 
     def is_reserved(self, item_id: ItemId) -> bool:
         """True for an id that `item` has given, perhaps to an item that is not in the history yet, or may give."""
         return item_id.startswith(f"item_{self._name}_")
 
     def response(self) -> ResponseId:
-        return ResponseId(f"resp_{self._name}_{next(self._responses)}")
+        self._responses += 1
+        return ResponseId(f"resp_{self._label}_{self._responses}")
 
     def call(self) -> CallId:
-        return CallId(f"call_{self._name}_{next(self._calls)}")
+        self._calls += 1
+        return CallId(f"call_{self._label}_{self._calls}")
 
     def segment(self) -> SegmentId:
-        return SegmentId(next(self._segments))
+        self._segments += 1
+        return SegmentId(self._segments)
 
     def transcription(self) -> TranscriptionId:
-        return TranscriptionId(next(self._transcriptions))
+        self._transcriptions += 1
+        return TranscriptionId(self._transcriptions)
 
     def judgement(self) -> JudgementId:
-        return JudgementId(next(self._judgements))
+        self._judgements += 1
+        return JudgementId(self._judgements)

@@ -8,6 +8,7 @@ and nothing else.
 
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .commands import Heard
@@ -107,6 +108,20 @@ class Utterance:
             is_estimated |= not segment.words
         return Heard(text.strip(), round(min(seconds, self.sent_s) * 1000), is_estimated)
 
+    def cut_to(self, end_s: float) -> str:
+        """It was heard up to there; returns the words that leaves."""
+        self.sent_s = max(self.sent_s, end_s)
+        self.cut_s = end_s
+        return self.sent_text()
+
+    @property
+    def longest_s(self) -> float:
+        """How much of it can have been sent, for all that is known of its segments."""
+        if not self.segments:
+            return self.sent_s
+        last = self.segments[-1]
+        return max(self.sent_s, last.start_s + max(last.duration_s, len(last.text) / SPOKEN_CHARS_PER_S))
+
     def sent_text(self) -> str:
         """The words wholly sent, or, once cut, wholly heard."""
         return self.heard(self.sent_s if self.cut_s is None else self.cut_s).text
@@ -128,6 +143,15 @@ class Playout:
         self._in_flight: Chunk | None = None
         self._utterances: list[Utterance] = []
         self._drain_at = float("-inf")
+
+    @property
+    def sounded(self) -> tuple[Utterance, ...]:
+        """The answers of which sound was sent and that can still be asked about, the newest last."""
+        return tuple(utterance for utterance in self._utterances if utterance.sent_s)
+
+    def restore(self, utterances: Iterable[Utterance]) -> None:
+        """What was said in an earlier life of the conversation; none of it sounds."""
+        self._utterances = list(utterances)
 
     def begin(self, item_id: ItemId, response_id: ResponseId) -> Utterance:
         """A new answer, admitted."""

@@ -30,6 +30,7 @@ from typing import assert_never
 
 from serve_app.conversation.commands import (
     CallMade,
+    HistoryRestored,
     InputCleared,
     ItemAdded,
     ItemRemoved,
@@ -38,6 +39,7 @@ from serve_app.conversation.commands import (
     Notice,
     Refused,
     ResponseDone,
+    ResponseLost,
     ResponseStarted,
     SettingsChanged,
     SpeechStarted,
@@ -61,6 +63,7 @@ from .server_events import (
     call_item,
     closing_fields,
     failure_error,
+    lost_response,
     message_item,
     open_response,
     shown_item,
@@ -108,8 +111,14 @@ class Mapper:
             return SessionConfigured(self.config.settings, request.event_id)
         return to_wish(request, self.config)
 
-    def session_created(self) -> ServerEvent:
-        return self._event("session.created", session=to_wire(self.config, self.session_id))
+    def session_created(self, resume: ServerEvent | None = None) -> ServerEvent:
+        """`resume`: the token and its time, where the session can be resumed."""
+        session = to_wire(self.config, self.session_id)
+        return self._event("session.created", session=session, **({"resume": resume} if resume else {}))
+
+    def session_draining(self, grace_s: float) -> ServerEvent:
+        """An event of our own: only for clients that have asked for such, for some break at a type that they do not know."""
+        return self._event("session.draining", session_id=self.session_id, grace_s=grace_s)
 
     def error(self, error: ProtocolError) -> ServerEvent:
         return self._error(error.code, error.message, error.param, error.event_id)
@@ -132,6 +141,8 @@ class Mapper:
                 return self._words(notice)
             case ResponseDone():
                 return self._response_done(notice)
+            case HistoryRestored() | ResponseLost():
+                return [self._after_return(notice)]
             case Refused():
                 return [self._error(notice.code, notice.message, notice.param, notice.event_id)]
             case SpeechStarted() | SpeechStopped() | TurnCommitted() | InputCleared():
@@ -213,6 +224,16 @@ class Mapper:
             self._event("conversation.item.added", previous_item_id=previous, item=item),
             self._event("conversation.item.done", previous_item_id=previous, item=item),
         ]
+
+    # --- after a loss of the socket ---
+
+    def _after_return(self, notice: HistoryRestored | ResponseLost) -> ServerEvent:
+        if isinstance(notice, ResponseLost):
+            response = lost_response(notice, self._conversation_id, self.config.output_format)
+            return self._event("response.done", response=response)
+        items = [shown_item(item) for item in notice.items]
+        lost = list(notice.lost_items)
+        return self._event("session.resumed", session_id=self.session_id, items=items, lost_items=lost)
 
     # --- the answer ---
 

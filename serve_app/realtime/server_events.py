@@ -7,7 +7,7 @@ order of the events and their ids are the `mapper`'s. Where clients need more th
 from itertools import accumulate, pairwise
 from typing import Literal, assert_never
 
-from serve_app.conversation.commands import Heard, Item, Outcome, ResponseDone, ResponseStarted
+from serve_app.conversation.commands import Heard, Item, Outcome, ResponseDone, ResponseLost, ResponseStarted
 from serve_app.conversation.events import Call, Failure, Modality, Usage
 from serve_app.conversation.timeline import TurnLatency
 
@@ -118,6 +118,21 @@ def closing_fields(done: ResponseDone, output: list[dict[str, object]]) -> dict[
         "status_details": details,
         "output": output,
         "usage": usage_object(done.usage),
+        "metadata": metadata or None,
+    }
+
+
+def lost_response(lost: ResponseLost, conversation_id: str, output_format: AudioFormat) -> dict[str, object]:
+    """The response of the `response.done` that its client was still owed when its socket was lost."""
+    started = ResponseStarted(lost.response_id, lost.item_id, lost.modality, lost.metadata)
+    content = answer_content(lost.modality, lost.text)
+    item = message_item(lost.item_id, "assistant", "incomplete", [content])
+    metadata = dict(lost.metadata) | (heard_metadata(lost.heard) if lost.heard else {})
+    return open_response(started, conversation_id, output_format) | {
+        "status": "incomplete",
+        "status_details": {"type": "incomplete"},  # OpenAI has no reason for it
+        "output": [item] if lost.text else [],
+        "usage": usage_object(Usage()),
         "metadata": metadata or None,
     }
 

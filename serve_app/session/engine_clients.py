@@ -5,7 +5,7 @@ the way out, however it is left. What Ray raises becomes an `EngineError` here a
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,9 @@ async def cancelling(response: Any, stage: Stage) -> AsyncIterator[Any]:
             f"the replica failed ({type(error).__name__}: {error})", stage=stage, engine="serve"
         ) from error
     finally:
-        response.cancel()
+        # A call that found no replica is over, and says so again when it is cancelled.
+        with suppress(RayError, RayServeException):
+            response.cancel()
 
 
 def _engine_error(error: RayTaskError, stage: Stage) -> EngineError:

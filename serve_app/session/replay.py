@@ -16,6 +16,7 @@ from serve_app.conversation.commands import Command
 from serve_app.conversation.conversation import Conversation
 from serve_app.conversation.events import Event, Settings
 from serve_app.conversation.parameters import Parameters
+from serve_app.conversation.snapshot import Snapshot
 
 TICK = "tick"
 
@@ -37,9 +38,16 @@ def from_record(record: Mapping[str, Any]) -> tuple[float, Event | None]:
     return record["now"], _from_json(kind, record["fields"])
 
 
-def start_record(name: str, parameters: Parameters, settings: Settings) -> dict[str, Any]:
-    """What the records of a session begin with."""
-    return {"name": name, "parameters": _to_json(parameters), "settings": _to_json(settings)}
+def start_record(
+    name: str,
+    parameters: Parameters,
+    settings: Settings,
+    epoch: int = 0,
+    snapshot: Snapshot | None = None,
+) -> dict[str, Any]:
+    """What the records of a session begin with; `snapshot` is what it went on from."""
+    start = {"name": name, "parameters": _to_json(parameters), "settings": _to_json(settings)}
+    return start | ({"epoch": epoch, "snapshot": snapshot.to_plain()} if snapshot else {})
 
 
 def replay_file(path: Path) -> list[tuple[float, list[Command]]]:
@@ -47,16 +55,23 @@ def replay_file(path: Path) -> list[tuple[float, list[Command]]]:
     try:
         start, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         parameters = _from_json(Parameters, start["parameters"])
-        return replay(records, parameters, _from_json(Settings, start["settings"]), start["name"])
+        snapshot = Snapshot.from_plain(start["snapshot"]) if "snapshot" in start else None
+        settings = _from_json(Settings, start["settings"])
+        return replay(records, parameters, settings, start["name"], start.get("epoch", 0), snapshot)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the log of a session: {error!r}") from error
 
 
 def replay(
-    records: Iterable[Mapping[str, Any]], parameters: Parameters, settings: Settings, name: str
+    records: Iterable[Mapping[str, Any]],
+    parameters: Parameters,
+    settings: Settings,
+    name: str,
+    epoch: int = 0,
+    snapshot: Snapshot | None = None,
 ) -> list[tuple[float, list[Command]]]:
     """What the conversation did at each record; `parameters`, `settings` and `name` as the session began with."""
-    conversation = Conversation(parameters, settings, name=name)
+    conversation = Conversation(parameters, settings, name=name, epoch=epoch, snapshot=snapshot)
     steps = []
     for record in records:
         now, event = from_record(record)

@@ -40,7 +40,15 @@ from serve_app.conversation.commands import (
     Work,
 )
 from serve_app.conversation.conversation import Conversation
-from serve_app.conversation.events import AudioCommitted, AudioSent, Closed, Event, FrameScored, ResponseId
+from serve_app.conversation.events import (
+    AudioCommitted,
+    AudioSent,
+    Closed,
+    Event,
+    FrameScored,
+    ResponseId,
+    Returned,
+)
 from serve_app.conversation.parameters import Parameters
 from serve_app.realtime import codec
 from serve_app.realtime.client_events import InputAudio
@@ -49,11 +57,19 @@ from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig, SessionKind
 
 from .input import AudioInput
+from .resumption import Lease, NotResumable, SessionSnapshot, Superseded, Token
 from .stages import Engines, PrefillOutcome, StageCalls, TimeLimits
 from .transport import ConnectionLost, Outbox, OutboxFull, OutgoingAudio, Transport
 
 log = logging.getLogger("voice_serve.session")
 
+NORMAL = 1000
+SUPERSEDED = 4001
+"""A close code of our own (RFC 6455 7.4.2): the session goes on at another socket, and this one must not come back."""
+SERVICE_RESTART = 1012
+"""The IANA registry's code for it: come back, to another replica."""
+REST_POLL_S = 0.05
+"""How often a session that is to move looks whether it may."""
 SLICE_S = 1
 """Appended audio is taken in one second at a time: a minute of it must not hold the loop."""
 UNBROKEN = 16
@@ -84,6 +100,11 @@ class Ending:
     code: int
     reason: str
     is_peer_gone: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """The session is over; after any other end it can be resumed."""
+        return self.code == NORMAL
 
 
 class Observer(Protocol):
@@ -117,12 +138,27 @@ class Session:
         config: SessionConfig,
         options: SessionOptions,
         observer: Observer,
+        *,
+        lease: Lease | None = None,
+        returned: Returned | None = None,
+        hears_own_events: bool = False,
     ) -> None:
+        """`lease` makes it resumable, or resumes one: then `config` is that of its snapshot, and `returned` what its
+        client says of the loss. `hears_own_events`: the client has asked for events that OpenAI does not have."""
         self.session_id = session_id
+        self._lease = lease
+        self._returned = returned or Returned()
+        self._hears_own_events = hears_own_events
         self._transport = transport
         self._options = options
         self._observer = observer
-        self._conversation = Conversation(options.parameters, config.settings, name=session_id)
+        self._conversation = Conversation(
+            options.parameters,
+            config.settings,
+            name=session_id,
+            epoch=lease.generation - 1 if lease else 0,
+            snapshot=lease.snapshot.conversation if lease and lease.snapshot else None,
+        )
         self._mapper = Mapper(session_id, config)
         self._detector = engines.make_detector()
         self._input = AudioInput(max_turn_s=options.parameters.max_turn_s, backlog_s=options.input_backlog_s)
@@ -134,6 +170,8 @@ class Session:
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
         self._outbox = Outbox(options.max_outbox_bytes)
+        self._greeted = asyncio.Event()
+        self._is_draining = False
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._facts: deque[Event | None] = deque()
@@ -147,28 +185,40 @@ class Session:
 
     async def run(self) -> Ending:
         """Until the session ends. Cancelling it ends the session too."""
+        last = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 pumps = [
                     tasks.create_task(pump(), name=f"{pump.__name__}-{self.session_id}")
-                    for pump in (self._read, self._write, self._watch)
+                    for pump in (self._read, self._write, self._watch, self._keep)
                 ]
-                self._send(self._mapper.session_created())
-                self._decide(None)
                 try:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
                     self._disarm()
+                    last = self._snapshot()
                     self._conversation.handle(Closed(), self._loop.time())
                 for task in [*pumps, *(task for work in self._work.values() for task in work)]:
                     task.cancel()
         except BaseExceptionGroup as group:
             ending = self._fault(group)
+        except asyncio.CancelledError:  # in HAProxy mode the news that the peer is gone may come so
+            await self._leave(last, is_final=False)
+            raise
         self._release()
+        # Before the close, for the client may come back at once.
+        await self._leave(last, is_final=ending.is_final)
         if not ending.is_peer_gone:
             await self._transport.close(ending.code, ending.reason)
         return ending
+
+    async def _greet(self) -> None:
+        """The first events; nothing is taken in before they are on their way."""
+        lease = self._lease
+        self._send(self._mapper.session_created(await lease.offer(self._snapshot()) if lease else None))
+        self._decide(self._returned if lease is not None and lease.snapshot is not None else None)
+        self._greeted.set()
 
     def _release(self) -> None:
         """Its parts know each other, so they wait for the garbage collector; what is large does not."""
@@ -186,14 +236,64 @@ class Session:
         if not self._over.done():
             self._over.set_result(Ending(code, reason, is_peer_gone))
 
+    # --- moving -----------------------------------------------------------------------------------------------------
+
+    def drain(self, grace_s: float) -> None:
+        """The session is to move: its client is told, and it ends when nobody would hear it, or after the grace."""
+        if not self._over.done() and not self._is_draining:
+            self._is_draining = True
+            self._spawn("move", self._move(grace_s), "move")
+
+    def hand_over(self, token: Token) -> None:
+        """Its client is back on another socket and has shown `token`. Raises NotResumable if it is not this session's."""
+        if self._lease is None or not self._lease.is_opened_by(token):
+            raise NotResumable
+        self.end(SUPERSEDED, "this session was resumed on another socket")
+
+    async def _move(self, grace_s: float) -> None:
+        deadline = self._loop.time() + grace_s
+        await self._greeted.wait()
+        if self._hears_own_events:
+            self._send(self._mapper.session_draining(grace_s))
+        # The end of playout is no event, and rest must have come after all that is decided on the way.
+        while not self._conversation.is_at_rest(self._loop.time()) and self._loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(REST_POLL_S)
+        self.end(SERVICE_RESTART, "this server is being replaced: connect again, with the resume token")
+
+    def _snapshot(self) -> str:
+        config = self._mapper.config
+        kept = SessionSnapshot(
+            self._conversation.snapshot(),
+            config.input_format,
+            config.output_format,
+            config.model,
+            config.kind,
+        )
+        return kept.to_json()
+
+    async def _keep(self) -> None:
+        if self._lease is None:
+            return
+        try:
+            await self._lease.keep(self._snapshot)
+        except Superseded:
+            self.end(SUPERSEDED, "this session was resumed on another socket")
+
+    async def _leave(self, last: str | None, *, is_final: bool) -> None:
+        """The last word to the store: what the session comes to, or that it is over."""
+        if self._lease is not None and (is_final or last is not None):
+            await self._lease.leave(None if is_final else last)
+
     # --- in ---------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        await self._greet()
         for number in count(1):
             try:
                 frame = await self._transport.receive()
-            except ConnectionLost:
-                self.end(1001, "the client left", is_peer_gone=True)
+            except ConnectionLost as lost:
+                code = NORMAL if lost.is_deliberate else 1001
+                self.end(code, "the client left", is_peer_gone=True)
                 return
             self._last_event_at = self._loop.time()
             if isinstance(frame, bytes):
@@ -277,9 +377,10 @@ class Session:
                 event, now = self._facts.popleft(), self._loop.time()
                 self._observer.event_handled(self.session_id, event, now)
                 conversation = self._conversation
-                self._carry_out_all(
-                    conversation.tick(now) if event is None else conversation.handle(event, now)
-                )
+                commands = conversation.tick(now) if event is None else conversation.handle(event, now)
+                self._carry_out_all(commands)
+                if commands and self._lease is not None:  # nothing worth keeping changes in silence
+                    self._lease.note(conversation.mark)
         finally:
             self._is_deciding = False
         self._arm()

@@ -11,6 +11,11 @@ from serve_app.conversation.events import ChunkId, ResponseId
 class ConnectionLost(Exception):
     """The peer is gone, or the socket broke; nothing more can be sent or received."""
 
+    def __init__(self, *, is_deliberate: bool = False) -> None:
+        self.is_deliberate = is_deliberate
+        """The peer has closed with 1000: its purpose was fulfilled (RFC 6455 7.4.1)."""
+        super().__init__()
+
 
 class Transport(Protocol):
     async def receive(self) -> str | bytes:

@@ -13,11 +13,11 @@ import { RealtimeConnection, ask, decodePcm } from "./realtime.js";
 import { Settings } from "./settings.js";
 import { keep, recall } from "./storage.js";
 import { View } from "./view.js";
-import { closeWords, insecureWords, microphoneWords, unreadyWords } from "./words.js";
+import { closeWords, insecureWords, lostWords, microphoneWords, resumingWords, unreadyWords } from "./words.js";
 
 const READY_POLL_MS = 2000;
 const KEY_STORAGE = "voice-serve.api-key";
-const NOTICES = ["microphone", "close", "lost", "insecure"];
+const NOTICES = ["microphone", "close", "lost", "insecure", "resume", "unheard"];
 
 const $ = (id) => document.getElementById(id);
 
@@ -32,6 +32,8 @@ const report = {
   truncations: [],
   errors: [],
   closes: [],
+  drains: 0,
+  resumes: [],
 };
 window.voiceServe = report;
 
@@ -46,6 +48,8 @@ class App {
   #isOn = false;
   #hasSession = false;
   #hasMicrophone = false;
+  /** The connection was lost, and the session is being looked for. */
+  #isResuming = false;
   #asksMicrophone = false;
   /** Items that were interrupted. */
   #cut = new Set();
@@ -91,7 +95,7 @@ class App {
 
   stop() {
     this.#attempt += 1;
-    this.#isOn = this.#hasSession = this.#hasMicrophone = this.#asksMicrophone = false;
+    this.#isOn = this.#hasSession = this.#hasMicrophone = this.#asksMicrophone = this.#isResuming = false;
     this.#connection.close();
     this.#microphone.stop();
     this.#speaker.flush();
@@ -122,10 +126,37 @@ class App {
 
   #onClose(close) {
     report.closes.push(close);
-    this.#giveUp("close", closeWords(close));
+    if (this.#hasSession && this.#connection.canResume(close)) return this.#resume(close);
+    return this.#end(closeWords(close), close);
+  }
+
+  #end(words, close) {
+    this.#giveUp("close", words);
     if (close.code === 1008 && /key/i.test(close.reason)) this.#view.askForKey();
     // A handshake that was refused says nothing to a page; the same door by HTTP does.
     this.#watchServer();
+  }
+
+  /** The same conversation at another socket; what was being played stops here, and the server learns where. */
+  async #resume(close) {
+    const attempt = this.#attempt;
+    this.#hasSession = false;
+    this.#isResuming = true;
+    this.#view.notify("resume", resumingWords(close));
+    this.#showFloor();
+    const isWanted = () => attempt === this.#attempt;
+    if (this.#speaker.itemId !== null) this.#cut.add(this.#speaker.itemId);
+    const stopped = await this.#speaker.flush();
+    const isBack = isWanted() && (await this.#connection.resume(this.#apiKey, stopped, isWanted));
+    if (!isWanted()) return;
+    report.resumes.push({ isBack, stopped });
+    if (!isBack) {
+      this.#view.dismiss("resume");
+      this.#end(lostWords(), close);
+      return;
+    }
+    this.#view.dismiss("resume");
+    this.#showFloor();
   }
 
   #onMicrophoneLost() {
@@ -188,9 +219,15 @@ class App {
     this.#conversation.apply(event);
     switch (event.type) {
       case "session.created":
-        this.#hasSession = true;
-        this.#settings.setServer(event.session);
-        if (!this.#settings.isEmpty) this.#configure();
+        this.#onSession(event.session);
+        break;
+      case "session.resumed":
+        if (event.lost_items.length > 0) {
+          this.#view.notify("unheard", { title: "You were not heard to the end.", remedy: "Please say it again." });
+        }
+        break;
+      case "session.draining":
+        report.drains += 1; // the close comes when the turn is over
         break;
       case "session.updated":
         this.#settings.say("In use from the next answer.");
@@ -218,6 +255,16 @@ class App {
       default:
     }
     this.#showFloor();
+  }
+
+  #onSession(session) {
+    this.#hasSession = true;
+    if (this.#isResuming) {
+      this.#isResuming = false; // its settings have lived on
+      return;
+    }
+    this.#settings.setServer(session);
+    if (!this.#settings.isEmpty) this.#configure();
   }
 
   #play(itemId, pcm) {
@@ -312,6 +359,9 @@ class App {
     }
     const model = body?.data?.[0];
     if (model === undefined) return;
+    const problem = model.resume?.store === "none" ? "" : model.resume?.problem;
+    if (problem) this.#view.notify("store", { title: `Conversations do not outlive a lost connection now: ${problem}.` });
+    else this.#view.dismiss("store");
     this.#view.setServer("ready", "Ready");
     this.#view.hideKeyForm();
     this.#view.showEngines(model.stages ?? []);

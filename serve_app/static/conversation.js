@@ -122,9 +122,18 @@ export class Conversation {
     "conversation.item.deleted": ({ item_id }) => {
       const entry = this.#entries.get(item_id);
       if (entry?.role === "user") this.awaitsAnswer = false;
-      if (entry !== undefined) this.#change(entry, { status: "removed" });
+      if (entry !== undefined && entry.status !== "failed") this.#change(entry, { status: "removed" });
     },
     "conversation.item.retrieved": ({ item }) => this.#setHeard(item.id, item.content?.[0]?.transcript),
+    "session.resumed": ({ lost_items }) => {
+      this.userSpeaks = false;
+      this.awaitsAnswer = false;
+      for (const id of lost_items) {
+        const entry = this.#entries.get(id);
+        const note = "The connection was lost before this was understood.";
+        if (entry !== undefined) this.#change(entry, { status: "failed", note });
+      }
+    },
     "response.created": ({ response }) => {
       this.responseId = response.id;
       this.awaitsAnswer = true;

@@ -2,11 +2,23 @@
 
 const endpoint = (path) => new URL(path, document.baseURI);
 
-function sessionUrl() {
-  const url = endpoint("v1/realtime?model=voice-serve");
+/** After these closes the session may still be there for who comes back with its token (RFC 6455 7.4.1, IANA). */
+const LOSSES = new Set([1001, 1005, 1006, 1011, 1012, 1014]);
+/** Refusals that another attempt, perhaps at another replica, need not meet. */
+const PASSING_ERRORS = new Set(["server_full", "server_draining", "resume_unavailable"]);
+/** Between attempts to come back: up to so much, doubled each time; the draw keeps a crowd from coming at once. */
+const FIRST_DELAY_MS = 250;
+const LONGEST_DELAY_MS = 4000;
+
+function sessionUrl(query = {}) {
+  const url = endpoint("v1/realtime?model=voice-serve&own_events=1");
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  // A browser can set no header on a WebSocket; the token opens once, so one that was used is worth nothing in a log.
+  for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
   return url;
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** @param {ArrayBuffer} buffer */
 function toBase64(buffer) {
@@ -23,6 +35,8 @@ export function decodePcm(base64) {
 export class RealtimeConnection {
   #socket = null;
   #count = 0;
+  /** @type {{token: string, within_s: number} | null} of the session, if it can be resumed */
+  #resume = null;
   #onEvent;
   #onClose;
 
@@ -40,26 +54,68 @@ export class RealtimeConnection {
   }
 
   /** Resolves to true once the session exists, to false if it closed before; `onClose` then says why. */
-  open(apiKey) {
+  async open(apiKey) {
+    this.#resume = null;
+    const { close, isOurs } = await this.#connect(apiKey, {});
+    if (close !== null && !isOurs) this.#onClose(close);
+    return close === null;
+  }
+
+  /** Whether the session may go on after this close. */
+  canResume({ code }) {
+    return this.#resume !== null && LOSSES.has(code);
+  }
+
+  /**
+   * Comes back to the session, trying as long as the server keeps it.
+   * @param {{itemId: string, playedMs: number} | null} stopped what was being played, and how far
+   * @param {() => boolean} isWanted asked between attempts
+   * @returns {Promise<boolean>} false: the session is lost, or not wanted any more
+   */
+  async resume(apiKey, stopped, isWanted) {
+    const { token, within_s: withinS } = this.#resume;
+    const query = { resume: token };
+    if (stopped !== null) Object.assign(query, { item_id: stopped.itemId, audio_end_ms: Math.floor(stopped.playedMs) });
+    const deadline = performance.now() + withinS * 1000;
+    for (let delay = FIRST_DELAY_MS; performance.now() < deadline; delay = Math.min(2 * delay, LONGEST_DELAY_MS)) {
+      await pause(Math.random() * delay);
+      if (!isWanted()) return false;
+      const { close, error } = await this.#connect(apiKey, query);
+      if (close === null) return true;
+      if (error !== null && !PASSING_ERRORS.has(error.code)) return false;
+    }
+    return false;
+  }
+
+  /**
+   * @returns {Promise<{close: object | null, error: object | null, isOurs?: boolean}>} close: null once the session
+   *   exists; isOurs: our own `close` came first
+   */
+  #connect(apiKey, query) {
     const protocols = apiKey ? ["realtime", `openai-insecure-api-key.${apiKey}`] : ["realtime"];
-    const socket = new WebSocket(sessionUrl(), protocols);
+    const socket = new WebSocket(sessionUrl(query), protocols);
     this.#socket = socket;
     return new Promise((resolve) => {
       let wasOpen = false;
+      let error = null;
       socket.onmessage = ({ data }) => {
         if (socket !== this.#socket) return;
         const event = JSON.parse(data);
-        this.#onEvent(event);
         if (event.type === "session.created") {
           wasOpen = true;
-          resolve(true);
+          this.#resume = event.resume ?? null;
+          resolve({ close: null, error: null });
+        } else if (event.type === "error" && !wasOpen) {
+          error = event.error; // a refusal: the close that follows says the same
         }
+        this.#onEvent(event);
       };
       socket.onclose = ({ code, reason }) => {
-        resolve(false);
-        if (socket !== this.#socket) return;
-        this.#socket = null;
-        this.#onClose({ code, reason, wasOpen });
+        const close = { code, reason, wasOpen };
+        const isCurrent = socket === this.#socket;
+        if (isCurrent) this.#socket = null;
+        if (!wasOpen) resolve({ close, error, isOurs: !isCurrent });
+        else if (isCurrent) this.#onClose(close);
       };
     });
   }

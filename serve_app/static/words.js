@@ -53,6 +53,17 @@ export function microphoneWords(error) {
   }
 }
 
+/** @returns {Words} while a session is looked for whose connection was lost */
+export function resumingWords({ code }) {
+  if (code === 1012) return { title: "The conversation moves to another server …" };
+  return { title: "The connection was lost. Looking for the conversation …" };
+}
+
+/** @returns {Words} a session that could not be found again */
+export function lostWords() {
+  return { title: "The connection was lost, and this conversation with it.", remedy: "Press Talk for a new one." };
+}
+
 /** @returns {Words} why a connection ended that we did not end */
 export function closeWords({ code, reason, wasOpen }) {
   switch (code) {
@@ -72,7 +83,7 @@ export function closeWords({ code, reason, wasOpen }) {
       };
     default:
       if (wasOpen) {
-        return { title: "The connection was lost, and this conversation with it.", remedy: "Press Talk for a new one." };
+        return lostWords();
       }
       return { title: reason ? sentence(reason) : "The server could not be reached.", remedy: "Press Talk to try again." };
   }

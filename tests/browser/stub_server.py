@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -69,6 +70,12 @@ class StubServer:
     answer_s: float = ANSWER_S
     think_s: float = 0.15
     is_full: bool = False
+    is_resumable: bool = False
+    refuses_to_resume: bool = False
+    refusals_before_resume: int = 0
+    """So many attempts are answered as by a server that is full."""
+    returns: list[dict[str, str]] = field(default_factory=list)
+    """What each client that came back showed: resume, item_id, audio_end_ms."""
     api_key: str | None = None
     unready_polls: int = 0
     received: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
@@ -96,12 +103,32 @@ class StubServer:
                 connection, 1008, "a valid API key is needed: Authorization: Bearer, or the subprotocol"
             )
             return
-        session = StubSession(self, connection)
+        back = self._shown_token(connection)
+        if back is not None and not await self._lets_back(connection, back):
+            return
+        session = StubSession(self, connection, back=back)
         self.sessions.append(session)
         try:
             await session.run()
         except* ConnectionClosed:
             pass
+
+    def _shown_token(self, connection: ServerConnection) -> dict[str, str] | None:
+        assert connection.request is not None
+        shown = dict(parse_qsl(urlsplit(connection.request.path).query))
+        token = connection.request.headers.get("X-Voice-Serve-Resume") or shown.get("resume")
+        return None if token is None else shown | {"resume": token}
+
+    async def _lets_back(self, connection: ServerConnection, shown: dict[str, str]) -> bool:
+        self.returns.append(shown)
+        if self.refusals_before_resume > 0:
+            self.refusals_before_resume -= 1
+            await refuse(connection, 1013, "the server is full", code="server_full")
+            return False
+        if self.refuses_to_resume or shown["resume"] != f"sess_1.token{len(self.sessions)}":
+            await refuse(connection, 4004, "this token is used", code="resume_token_invalid")
+            return False
+        return True
 
     async def drop_clients(self) -> None:
         """As when a cable is pulled: no closing handshake."""
@@ -146,11 +173,17 @@ class StubServer:
 class StubSession:
     """One conversation of the script."""
 
-    def __init__(self, server: StubServer, connection: ServerConnection) -> None:
+    def __init__(
+        self, server: StubServer, connection: ServerConnection, *, back: dict[str, str] | None = None
+    ) -> None:
+        self._back = back
+        before = server.sessions[-1] if back and server.sessions else None
+        self.open_response = before.open_response if before else None
+        """The answer under way: its response and its item."""
         self._server = server
         self.connection = connection
-        self._ids = 0
-        self._lines = deque(server.lines)
+        self._ids = before._ids if before else 0
+        self._lines = before._lines if before else deque(server.lines)
         self._loud = deque[bool](maxlen=5)
         self._samples = 0
         self._speech_item: str | None = None
@@ -171,7 +204,13 @@ class StubSession:
                     "output": {"voice": "af_heart"},
                 },
             }
-            await self._send("session.created", session=session)
+            number = len(self._server.sessions)
+            offer = {"token": f"sess_1.token{number}", "within_s": 30}
+            await self._send(
+                "session.created", session=session, **({"resume": offer} if self._server.is_resumable else {})
+            )
+            if self._back is not None:
+                await self._resume(self._back)
             try:
                 async for message in self.connection:
                     event = json.loads(message)
@@ -180,6 +219,23 @@ class StubSession:
             finally:
                 if self._answer is not None:
                     self._answer.cancel()
+
+    async def _resume(self, back: dict[str, str]) -> None:
+        lost = [self._server.sessions[-2]._speech_item] if self._server.sessions[-2]._speech_item else []
+        await self._send("session.resumed", session_id="sess_1", items=[], lost_items=lost)
+        if self.open_response is not None:
+            response_id, item = self.open_response
+            self.open_response = None
+            heard = self._heard(int(back.get("audio_end_ms", "0")) / 1000)
+            response = {
+                "id": response_id,
+                "object": "realtime.response",
+                "status": "incomplete",
+                "status_details": {"type": "incomplete"},
+                "output": [item],
+                "metadata": {"heard.text": heard},
+            }
+            await self._send("response.done", response=response)
 
     async def _send(self, type_: str, **fields: Any) -> None:
         self._ids += 1
@@ -299,6 +355,7 @@ class StubSession:
             "status": "in_progress",
             "content": [],
         }
+        self.open_response = response_id, item
         await self._send("response.output_item.added", response_id=response_id, output_index=0, item=item)
         await self._send("conversation.item.added", item=item, previous_item_id=None)
         part = {"type": "audio", "transcript": ""}
@@ -320,6 +377,7 @@ class StubSession:
         await self._send(
             "response.done", response=response | status | {"output": [done], "metadata": metadata}
         )
+        self.open_response = None  # not if the line is dead by now
 
     async def _send_audio(self, ids: dict[str, Any], began: float) -> None:
         audio = tone(self._server.answer_s)
@@ -339,11 +397,13 @@ class StubSession:
             await self._send("response.output_audio.delta", **ids, delta=chunk)
 
 
-async def refuse(connection: ServerConnection, code: int, sentence: str) -> None:
+async def refuse(
+    connection: ServerConnection, close_code: int, sentence: str, *, code: str = "refused"
+) -> None:
     """As the real server: an event for clients that show those, then the close."""
-    error = {"type": "invalid_request_error", "code": "refused", "message": sentence, "param": None}
+    error = {"type": "invalid_request_error", "code": code, "message": sentence, "param": None}
     await connection.send(json.dumps({"type": "error", "event_id": "event_1", "error": error}))
-    await connection.close(code, sentence)
+    await connection.close(close_code, sentence)
 
 
 def tone(seconds: float) -> np.ndarray:

@@ -216,6 +216,66 @@ async def test_a_lost_connection_is_said_and_talk_starts_anew(
         assert await opened.page.locator(".notice").count() == 0
 
 
+async def test_a_lost_connection_is_come_back_from(
+    open_page: OpenPageFactory, stub: StubServer, say: Say
+) -> None:
+    """In the middle of an answer: what was played is reported, the rest is not heard, and the next turn is answered."""
+    stub.is_resumable, stub.refusals_before_resume, stub.answer_s = True, 1, 4.0
+    async with open_page(stub.url, say(1.0, 1.5, 8.0, 1.2, 20.0)) as opened:
+        page = opened.page
+        await page.click("#talk")
+        await opened.until("state.floor === 'agent' && state.playedMs > 800")
+        await stub.drop_clients()
+        await page.wait_for_selector("text=Looking for the conversation")
+        await opened.until("state.resumes.length === 1")
+        state = await opened.state()
+        [resumed] = state["resumes"]
+        assert resumed["isBack"] is True
+        assert await page.locator(".notice").count() == 0
+        await page.wait_for_selector(".unheard")
+        await opened.until("state.turns === 1 && state.floor === 'listening'", timeout_s=30)
+        assert await page.locator(".entry.user").count() == 2
+        assert await page.text_content(".entry.user >> nth=0 >> .words") == LINES[0]
+    first, second = stub.returns
+    assert first["resume"] == second["resume"] == "sess_1.token1"
+    assert int(second["audio_end_ms"]) == int(resumed["stopped"]["playedMs"]) > 700
+    assert second["item_id"] == resumed["stopped"]["itemId"]
+    assert len(stub.of_type("session.update")) == 0
+
+
+async def test_a_session_that_is_gone_is_said_and_talk_starts_anew(
+    open_page: OpenPageFactory, stub: StubServer, say: Say
+) -> None:
+    stub.is_resumable, stub.refuses_to_resume = True, True
+    async with open_page(stub.url, say(20.0)) as opened:
+        await opened.page.click("#talk")
+        await opened.until("state.floor === 'listening'")
+        await stub.drop_clients()
+        await opened.page.wait_for_selector("text=and this conversation with it")
+        assert (await opened.state())["floor"] == "idle"
+        assert len(stub.returns) == 1, "a token that opens nothing is not tried twice"
+        await opened.page.click("#talk")
+        await opened.until("state.floor === 'listening'")
+        await opened.page.click("#talk")
+
+
+async def test_stop_ends_the_search_for_a_session(
+    open_page: OpenPageFactory, stub: StubServer, say: Say
+) -> None:
+    stub.is_resumable, stub.refusals_before_resume = True, 100
+    async with open_page(stub.url, say(20.0)) as opened:
+        await opened.page.click("#talk")
+        await opened.until("state.floor === 'listening'")
+        await stub.drop_clients()
+        await opened.page.wait_for_selector("text=Looking for the conversation")
+        await opened.page.click("#talk")
+        await opened.until("state.floor === 'idle'")
+        tried = len(stub.returns)
+        await opened.page.wait_for_timeout(1500)
+        assert len(stub.returns) <= tried + 1, "one may have been under way"
+        assert (await opened.state())["floor"] == "idle"
+
+
 async def test_a_page_from_another_machine_names_the_remedy(
     open_page: OpenPageFactory, stub: StubServer
 ) -> None:

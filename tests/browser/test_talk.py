@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,63 @@ async def test_speech_that_goes_on_after_a_pause_stops_the_answer_and_truncates(
     [cut] = stub.of_type("conversation.item.truncate")
     assert 0 < cut["audio_end_ms"] < 1500
     assert ANSWER.startswith(first["heard"])
+
+
+async def test_a_lost_connection_is_come_back_from(
+    stub: StubServer, question: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of the first of two answers; the stub is full twice before it lets the client in again."""
+    stub.is_resumable, stub.answer_s, stub.refusals_before_resume = True, 3.0, 2
+    talking = asyncio.create_task(
+        run_talk("--url", stub.realtime_url, "--file", str(question), "--text", "And?", "--json")
+    )
+    await until(lambda: len(stub.sent_of_type("response.output_audio.delta")) > 10)
+    await stub.drop_clients()
+    assert await talking == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    first, second = told["turns"]
+    assert (first["status"], second["status"], told["resumed"]) == ("incomplete", "completed", 1)
+    assert "The connection was lost." in printed.err
+    assert "The session goes on." in printed.err
+    assert [shown["resume"] for shown in stub.returns] == ["sess_1.token1"] * 3
+    assert 100 < int(stub.returns[-1]["audio_end_ms"]) < 2000
+    assert stub.returns[-1]["item_id"]
+    words = stub.answer.split(" ")
+    heard = first["heard"].split(" ")
+    assert heard == words[: int(len(words) * int(stub.returns[-1]["audio_end_ms"]) / 1000 / stub.answer_s)]
+    assert len(stub.sessions) == 2
+
+
+async def test_a_session_that_is_gone_is_said_in_words(
+    stub: StubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.is_resumable, stub.refuses_to_resume, stub.answer_s = True, True, 3.0
+    talking = asyncio.create_task(run_talk("--url", stub.realtime_url, "--text", "Hello?"))
+    await until(lambda: len(stub.sent_of_type("response.output_audio.delta")) > 5)
+    await stub.drop_clients()
+    assert await talking == 2
+    assert "this token is used" in capsys.readouterr().out
+
+
+async def test_what_was_being_said_when_the_connection_was_lost_is_asked_for_again(
+    stub: StubServer, question: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.is_resumable = True
+    talking = asyncio.create_task(
+        run_talk("--url", stub.realtime_url, "--file", str(question), "--timeout-s", "3", "--json")
+    )
+    await until(lambda: bool(stub.sent_of_type("input_audio_buffer.speech_started")))
+    await stub.drop_clients()
+    await talking
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert "The connection was lost while you spoke; please say it again." in problems
+
+
+async def until(condition: Callable[[], bool], within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def test_no_answer_is_a_failure(

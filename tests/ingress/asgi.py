@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
-from realtime.order import OrderChecker
+from realtime.order import OWN_EVENTS, OrderChecker
 from session.calls import FAST_LLM, FAST_TTS, append, scripted, tone
 
 from deployments.interfaces import EngineInfo
 from serve_app.config import Config
 from serve_app.ingress import StageStatus, VoiceServer, routes
+from serve_app.session.resumption import SessionStore
 from serve_app.session.stages import Engines
 
 Json = dict[str, Any]
@@ -30,6 +31,7 @@ def server_of(
     api_keys: Sequence[str] = (),
     health: Mapping[str, StageStatus] = INFOS,
     voices: Any = ("any", "af_heart"),
+    store: SessionStore | None = None,
     **config: Any,
 ) -> VoiceServer:
     """`voices`: names, or what asking for them raises."""
@@ -48,6 +50,7 @@ def server_of(
         api_keys=frozenset(api_keys),
         health=stages,
         voices=names,
+        store=store,
     )
 
 
@@ -140,7 +143,8 @@ class Socket:
         for event in self.events:
             if self.events[0]["type"] == "session.created":
                 order.push(event)
-            _SDK.validate_python(event)
+            if event["type"] not in OWN_EVENTS:
+                _SDK.validate_python(event)
 
 
 def scope(

@@ -51,6 +51,8 @@ class OrderChecker:
     committed: str | None = None
     """Committed, its item not yet added."""
     transcribed: set[str] = field(default_factory=set)
+    may_end_lost: bool = False
+    """The session was resumed: a response that was under way before may end now, and only now."""
     finished: list[Event] = field(default_factory=list)
     """Every response of a response.done, for callers to count."""
 
@@ -64,6 +66,7 @@ class OrderChecker:
         if self.committed is not None:
             assert kind == "conversation.item.added", f"{kind} between a commit and its item"
         self.event_ids.add(event_id)
+        self.may_end_lost &= kind in _AFTER_RESUMED
         rule = _RULES.get(kind)
         if rule is not None:
             rule(self, event)
@@ -73,6 +76,15 @@ class OrderChecker:
         assert self.committed is None, f"committed item {self.committed} was never added"
         half = [item_id for item_id, state in self.items.items() if state == "added"]
         assert not half, f"items never done: {half}"
+
+    # --- a session that goes on at another socket ---
+
+    def _resumed(self, event: Event) -> None:
+        assert len(self.event_ids) == 2, "session.resumed follows session.created at once"
+        self.items = {item["id"]: "done" for item in event["items"]} | dict.fromkeys(
+            event["lost_items"], "done"
+        )
+        self.may_end_lost = True
 
     # --- the user's side ---
 
@@ -263,6 +275,11 @@ class OrderChecker:
         response.done_item = item
 
     def _response_done(self, event: Event) -> None:
+        if self.may_end_lost:
+            assert event["response"]["status"] == "incomplete", "what was lost is incomplete"
+            self.may_end_lost = False
+            self.finished.append(event["response"])
+            return
         assert self.response is not None, "response.done without response.created"
         opened, response = self.response, event["response"]
         assert response["id"] == opened.id, "another response than was created"
@@ -296,7 +313,17 @@ class OrderChecker:
         return response
 
 
+_AFTER_RESUMED = {
+    "session.resumed",
+    "conversation.item.deleted",
+    "conversation.item.truncated",
+    "response.done",
+}
+OWN_EVENTS = {"session.resumed", "session.draining"}
+"""Events that OpenAI does not have; only clients that ask for them, or resume, get them."""
+
 _RULES: dict[str, Callable[[OrderChecker, Event], None]] = {
+    "session.resumed": OrderChecker._resumed,
     "input_audio_buffer.speech_started": OrderChecker._speech_started,
     "input_audio_buffer.speech_stopped": OrderChecker._speech_stopped,
     "input_audio_buffer.committed": OrderChecker._committed,

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
-from realtime.order import OrderChecker
+from realtime.order import OWN_EVENTS, OrderChecker
 
 from deployments.engines.scripted import ScriptedChatModel, ScriptedSynthesizer, ScriptedTranscriber
 from deployments.engines.scripted_code import decode_words
@@ -407,7 +407,8 @@ class Call:
         order = OrderChecker()
         for _, event in self.events:
             order.push(event)
-            _SDK.validate_python(event)
+            if event["type"] not in OWN_EVENTS:
+                _SDK.validate_python(event)
 
 
 @asynccontextmanager
@@ -420,8 +421,12 @@ async def calling(
     microphone: bool = True,
     append_s: float = APPEND_S,
     make_detector: Callable[[], SpeechDetector] | None = None,
+    **session_arguments: Any,
 ) -> AsyncIterator[Call]:
-    """A call from its first frame to its end; leaving the block hangs up, unless it is over by then."""
+    """A call from its first frame to its end; leaving the block hangs up, unless it is over by then.
+
+    `session_arguments`: of `Session`, to resume one.
+    """
     engines = engines or scripted()
     if make_detector is not None:
         engines = replace(engines, make_detector=make_detector)
@@ -430,7 +435,9 @@ async def calling(
     config = SessionConfig(
         settings=settings or Settings(instructions="Be brief.", voice="any"), model="voice"
     )
-    session = Session("test", transport, engines, config, options or SessionOptions(), recorder)
+    session = Session(
+        "test", transport, engines, config, options or SessionOptions(), recorder, **session_arguments
+    )
     call = Call(session, engines, transport, recorder, began=the_loop().time(), append_s=append_s)
     running = asyncio.create_task(_run(call), name="session")
     mic = asyncio.create_task(call.microphone()) if microphone else None

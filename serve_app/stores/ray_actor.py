@@ -1,0 +1,91 @@
+"""Records in a detached actor of the Ray cluster: nothing to install, and they outlive every replica and every redeploy.
+
+They do not outlive the node that the actor is on. It is started again empty then, and the sessions that live write
+themselves into it anew; those whose sockets were lost in the meantime are gone. Where that matters: Redis.
+"""
+
+import logging
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from serve_app.session.resumption import Claimed, StoreUnavailable
+
+from .memory import claimed, raise_refusal
+from .table import Table
+
+log = logging.getLogger("voice_serve.resumption")
+
+NAME = "voice-serve-sessions-1"
+"""The number counts the versions of what the actor is asked: it outlives a redeploy, so the one that an older program
+has left behind must not be asked by a newer one."""
+NAMESPACE = "voice-serve"
+
+
+class Records:
+    """The actor: a `Table` on this process's clock."""
+
+    def __init__(self, max_records: int, max_bytes: int) -> None:
+        self._table = Table(time.monotonic, max_records=max_records, max_bytes=max_bytes)
+
+    def save(self, *record: Any) -> str | None:
+        return self._table.save(*record)
+
+    def claim(self, *claim: Any) -> tuple[int, str] | str:
+        return self._table.claim(*claim)
+
+    def forget(self, *record: Any) -> str | None:
+        return self._table.forget(*record)
+
+    def figures(self) -> dict[str, int]:
+        table = self._table
+        return {"records": len(table), "bytes": table.bytes, "dropped": table.dropped}
+
+
+START_S = 30.0
+"""An actor is a process: it takes seconds to start, more than a call of the store may."""
+
+
+class ActorStore:
+    """The records of all replicas, in the one actor of the cluster; made by the first replica, and anew if it is lost."""
+
+    def __init__(self, *, max_records: int = 20_000, max_bytes: int = 256 * 2**20) -> None:
+        self._limits = max_records, max_bytes
+        self._actor: Any = None
+
+    def start(self) -> None:
+        """Wait until the actor serves, so that the first caller need not; if it does not, its calls will say so."""
+        try:
+            self._actor = self._find()
+            ray.get(self._actor.figures.remote(), timeout=START_S)
+        except (RayError, ValueError) as error:
+            self._actor = None
+            log.warning("the store of sessions has not started", extra={"error": type(error).__name__})
+
+    async def save(
+        self, session_id: str, generation: int, token_hash: str, snapshot: str, expires_s: float
+    ) -> None:
+        raise_refusal(await self._ask("save", session_id, generation, token_hash, snapshot, expires_s))
+
+    async def claim(self, session_id: str, token_hash: str, new_hash: str, expires_s: float) -> Claimed:
+        return claimed(await self._ask("claim", session_id, token_hash, new_hash, expires_s))
+
+    async def forget(self, session_id: str, generation: int, expires_s: float) -> None:
+        raise_refusal(await self._ask("forget", session_id, generation, expires_s))
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = self._find()
+            return await getattr(self._actor, method).remote(*arguments)
+        except (RayError, ValueError) as error:  # ValueError: it was being removed as we looked it up
+            self._actor = None
+            raise StoreUnavailable(f"the actor {NAME}: {type(error).__name__}") from error
+
+    def _find(self) -> Any:
+        records: Any = ray.remote(num_cpus=0, max_restarts=-1)(Records)
+        return records.options(
+            name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
+        ).remote(*self._limits)
