@@ -161,8 +161,12 @@ async def watch(
     while not settled.is_set():
         status = await asyncio.to_thread(serve.status)
         found = status.applications[APPLICATION].deployments
+        if not found.keys() >= set(DEPLOYMENTS):  # for a moment of a redeploy
+            await asyncio.sleep(0.5)
+            continue
         states = {
-            name: Counter({str(s): n for s, n in found[name].replica_states.items()}) for name in DEPLOYMENTS
+            name: Counter({str(state): n for state, n in found[name].replica_states.items()})
+            for name in DEPLOYMENTS
         }
         sample = Sample(
             crowd.now_s(),
