@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,10 +26,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
+TRACED = {
+    "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "ray.serve._private.tracing_utils:default_tracing_exporter",
+    "RAY_SERVE_TRACING_SAMPLING_RATIO": "1",
+}
+"""What `tracing_config: {enabled: true, sampling_ratio: 1}` says, for the application alone."""
+
 
 @pytest.fixture(scope="module")
 def behind_haproxy() -> Iterator[Application]:
-    with application(args=SLOW_VOICE, proxy="haproxy") as running:
+    with application(args=SLOW_VOICE, proxy="haproxy", env=TRACED) as running:
         yield running
 
 
@@ -99,6 +106,33 @@ def test_a_turn_can_be_followed_through_the_logs(behind_haproxy: Application) ->
         [end] = [x for x in lines if x["message"] == "session ended" and x["session"] == turn["session"]]
         assert turn["request_id"] == end["request_id"] != ""
         assert turn["replica"] == end["replica"] != ""
+
+
+def spans() -> list[dict[str, Any]]:
+    """Of the ingress replicas, from Serve's own exporter: JSON objects one after another."""
+    found, decoder = [], json.JSONDecoder()
+    for path in (session_logs() / "spans").glob("*Ingress*"):
+        text = path.read_text().strip()
+        while text:
+            span, end = decoder.raw_decode(text)
+            found.append(span)
+            text = text[end:].strip()
+    return found
+
+
+async def test_a_turn_is_a_span_of_its_session_with_its_stages_inside(behind_haproxy: Application) -> None:
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(20):
+        while "turn" not in [span["name"] for span in found]:
+            await asyncio.sleep(0.2)
+            found = spans()
+    turn = next(span for span in found if span["name"] == "turn")
+    inside = [span["name"] for span in found if span["parent_id"] == turn["context"]["span_id"]]
+    assert {"endpointing", "llm_ttft", "tts_ttfb"} <= set(inside)
+    same_trace = {
+        span["name"] for span in found if span["context"]["trace_id"] == turn["context"]["trace_id"]
+    }
+    assert len(same_trace - {"turn", *inside}) >= 1, "Serve's own spans of the session"
 
 
 def session_logs() -> Path:
