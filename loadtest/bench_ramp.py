@@ -253,8 +253,8 @@ def session_lines(crowd: Crowd) -> Iterator[str]:
     codes = Counter(code for _, code in crowd.lost)
     refused = codes.pop(FULL, 0)
     said = ", ".join(f"{n} x {code}" for code, n in sorted(codes.items()))
-    yield f"sessions {crowd.sessions}, lost {codes.total()}{f' ({said})' if said else ''}, refused {refused}, "
-    yield f"calls that did not come through {len(crowd.unreachable)}"
+    lost = f"lost {codes.total()}" + (f" ({said})" if said else "")
+    yield f"sessions {crowd.sessions}, {lost}, refused {refused}, calls that did not come through {len(crowd.unreachable)}"
 
 
 def turn_lines(crowd: Crowd, ramp: Ramp) -> Iterator[str]:

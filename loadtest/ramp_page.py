@@ -29,7 +29,7 @@ def write_page(
     lines: Iterable[str],
 ) -> None:
     """`turns`: (when, overhead in ms, None where it was missed); `marks`: moments with a word; `lines`: the tables."""
-    end = max(sample.at_s for sample in samples)
+    end = max([sample.at_s for sample in samples] + [at for at, _ in turns])
     rows = [("callers", [(s.at_s, float(s.callers)) for s in samples])]
     rows += [(name, [(s.at_s, float(s.running[name])) for s in samples]) for name in samples[0].running]
     parts = [_steps(name, points, index, end) for index, (name, points) in enumerate(rows)]
