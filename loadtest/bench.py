@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--sessions", type=int, default=1, help="at a time (a laptop's engines share its cores: 1)"
     )
     ramp = add("ramp", run_ramp, "callers become many and few again, replicas follow (HAProxy mode, Linux)")
-    ramp.add_argument("--sessions", type=int, default=24, help="at the height (default: %(default)s)")
+    ramp.add_argument("--sessions", type=int, default=16, help="at the height (default: %(default)s)")
     ramp.add_argument(
         "--drain-s", type=float, default=30, help="how long a removed ingress replica keeps its callers"
     )

@@ -96,6 +96,16 @@ def test_each_stage_is_scaled_by_what_loads_it(name: str) -> None:
         assert settings.upscale_delay_s < settings.downscale_delay_s
 
 
+@pytest.mark.parametrize("name", [GPU, *SCALING])
+def test_a_deploy_starts_the_successor_of_an_ingress_replica_first(name: str) -> None:
+    """Else nobody can call in between; where engines share the GPUs that there are, theirs cannot come first."""
+    surges = {
+        d["name"]: d.get("max_surge_percent", 0) for d in document(name)["applications"][0]["deployments"]
+    }
+    assert surges["Ingress"] > 0
+    assert all(surges.values()) == (name in (CLUSTER, RAMP))
+
+
 @pytest.mark.parametrize("name", [MULTI, CLUSTER])
 def test_a_replica_is_added_before_the_ones_there_are_full(name: str) -> None:
     options, stages = config.read(ROOT / name), document(name)["applications"][0]["deployments"]
