@@ -35,12 +35,19 @@ SCRIPTED_ARGS: dict[str, dict[str, Any]] = {
 HOMES = {"Ingress": "ingress", "SpeechToText": "stt", "LanguageModel": "llm", "TextToSpeech": "tts"}
 INGRESS_NODE = {"num_cpus": 2, "resources": {"ingress": 1}}
 ENGINE_NODE = {"num_cpus": 4, "num_gpus": 2, "resources": {"stt": 1, "llm": 1, "tts": 1}}
+OWN_PORTS = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+)
+"""Not the usual ones, which an application of the test before may not have let go of yet."""
 START_S = 180
 
 
 def shipped_config(port: int) -> dict[str, Any]:
     """cluster/serve.cluster.yaml on scripted engines, two replicas a stage, each on a node of its own."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["controller_options"]["runtime_env"]["env_vars"] |= {name: str(free_port()) for name in OWN_PORTS}
     config |= {"http_options": {"host": "127.0.0.1", "port": port}, "proxy_location": "HeadOnly"}
     [application] = config["applications"]
     application["args"] = SCRIPTED_ARGS
