@@ -7,13 +7,14 @@ also ask the replicas what they counted.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +166,7 @@ def application(
         config.write_text(yaml.safe_dump(settings))
         log = Path(folder) / "serve.log"
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        node_id = ray.get_runtime_context().get_node_id()
         try:
             address = ray.get_runtime_context().gcs_address
             began = time.monotonic()
@@ -173,6 +175,16 @@ def application(
                 yield Application(port, log, time.monotonic() - began, config, address)
         finally:
             ray.shutdown()
+            end_haproxy(node_id)
+
+
+def end_haproxy(node_id: str) -> None:
+    """HAProxy outlives a cluster that is ended at once and may hold its ports: that of this node, and its old workers."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if "haproxy" in Path(words[0]).name and any(f"/{node_id}/" in word for word in words):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ray import serve
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from loadtest.application import APPLICATION, ROOT, Application, free_port, serve_run, tail
+from loadtest.application import APPLICATION, ROOT, Application, end_haproxy, free_port, serve_run, tail
 
 CONFIG = ROOT / "cluster/serve.cluster.yaml"
 SCRIPTED_ARGS: dict[str, dict[str, Any]] = {
@@ -103,7 +103,9 @@ def nodes(folder: Path) -> Iterator[Nodes]:
             yield Nodes(cluster, application, kinds)
     finally:
         ray.shutdown()
+        head = cluster.head_node.node_id
         cluster.shutdown()
+        end_haproxy(head)
 
 
 def _until_complete(application: Application, process: "subprocess.Popen[bytes]", deadline: float) -> None:
