@@ -13,6 +13,7 @@ NOT_ALWAYS = frozenset(
         "ray_voice_serve_refused_total",  # until a caller is refused
         "ray_voice_serve_drafts_total",  # until an answer was begun at a pause
         "ray_voice_serve_draft_tokens_wasted_total",
+        "ray_voice_serve_prefills_total",  # until a prompt was read ahead
         "ray_serve_deployment_error_counter_total",  # until a replica fails
         "ray_serve_autoscaling_desired_replicas",  # with autoscaling
         "ray_node_gpus_utilization",  # with a GPU
