@@ -100,9 +100,8 @@ async def test_a_lost_engine_node_costs_calls_that_are_tried_again_and_no_sessio
         await asyncio.to_thread(spread.kill, "engines 1")
         assert await asyncio.gather(*(line.outcome() for line in lines)) == ["completed"] * CALLERS
         [(pid, (started, _))] = (await calls_by_replica()).items()
-        assert started == CALLERS > before[pid][0], (
-            "the calls that were lost were made again on the other node"
-        )
+        lost = sum(active for other, (_, active) in before.items() if other != pid)
+        assert started >= before[pid][0] + lost, "the calls that were lost were made again on the other node"
         for line in lines:
             line.say(question)
         assert await asyncio.gather(*(line.outcome() for line in lines)) == ["completed"] * CALLERS
