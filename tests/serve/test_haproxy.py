@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import ray
+import yaml
 from cluster.expressions import NOT_ALWAYS, selectors
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -66,7 +67,12 @@ async def test_a_barge_in_and_a_hang_up_stop_the_engines(
             await asyncio.sleep(0.05)
 
 
-HAPROXY_METRICS = 9101
+def statistics_ports(app: Application) -> tuple[int, int]:
+    """Of HAProxy: (metrics, the page), as its config sets them; 9101 and 8404 unless told."""
+    environment = yaml.safe_load(app.config.read_text())["controller_options"]["runtime_env"]["env_vars"]
+    return int(environment["RAY_SERVE_HAPROXY_METRICS_PORT"]), int(
+        environment["RAY_SERVE_HAPROXY_STATS_PORT"]
+    )
 
 
 async def scraped(behind: set[str], *addresses: str) -> dict[str, set[str]]:
@@ -87,7 +93,8 @@ async def test_the_rules_and_the_dashboard_ask_for_what_there_is(behind_haproxy:
     asked = {metric: labels for metric, labels in selectors().items() if metric not in NOT_ALWAYS}
     [node] = ray.nodes()
     export = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    shown = await scraped(set(asked), export, f"http://127.0.0.1:{HAPROXY_METRICS}/metrics")
+    metrics, _ = statistics_ports(behind_haproxy)
+    shown = await scraped(set(asked), export, f"http://127.0.0.1:{metrics}/metrics")
     for metric, labels in asked.items():
         assert labels <= shown[metric], metric
 
@@ -156,11 +163,11 @@ def test_callers_of_other_machines_reach_nothing_of_serve_but_haproxys_statistic
 ) -> None:
     """http_options.host binds HAProxy, Serve's own proxy and the replicas; no option binds the two statistics ports.
 
-    If this fails for 8404 or 9101, Ray has learnt to bind them: say so in the configs, and set it.
+    If this fails for the two, Ray has learnt to bind them: say so in the configs, and set it.
     """
     loopback = {"0100007F"}
     here = listeners()
     replicas = [addresses for port, addresses in here.items() if 30_000 <= port < 31_000]
     assert replicas
     assert all(addresses == loopback for addresses in [here[behind_haproxy.port], here[8500], *replicas])
-    assert here[8404] == here[HAPROXY_METRICS] == {"00000000"}
+    assert [here[port] for port in statistics_ports(behind_haproxy)] == [{"00000000"}] * 2
