@@ -49,6 +49,7 @@ test: setup-dev lint  ## every test that can run on this machine
 	$(BIN)/python -m pytest -m "not ray" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_embedded.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_haproxy.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/cluster/test_nodes.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_resume.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/serve/test_application.py tests/serve/test_transcription.py tests/serve/test_rest.py tests/serve/test_pipecat.py \
 		tests/serve/test_locust.py $(PYTEST_ARGS)

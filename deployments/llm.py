@@ -5,6 +5,7 @@ from typing import Any
 
 from ray import serve
 
+from .autoscaling import TOKENS_IN_FLIGHT, LoadMeter, prompt_tokens
 from .engines import create
 from .interfaces import (
     NO_TOOLS,
@@ -39,6 +40,7 @@ class LanguageModel(Replica):
     def __init__(self, options: LlmOptions, info: EngineInfo) -> None:
         super().__init__(info)
         self._engine: ChatModel = create(options)
+        self._tokens = LoadMeter()
 
     async def check_health(self) -> None:
         """Serve replaces a replica that raises here three times in a row, and takes none into service before it passes."""
@@ -48,9 +50,11 @@ class LanguageModel(Replica):
     async def generate(
         self, messages: Sequence[ChatMessage], sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
-        with self.statistics.call():
+        prompt = prompt_tokens([message.content for message in messages])
+        with self.statistics.call(), self._tokens.share(prompt) as tokens:
             async with closing(self._engine.generate(messages, sampling=sampling, tools=tools)) as deltas:
                 async for delta in deltas:
+                    tokens.add(1)
                     yield delta
 
     async def prefill(
@@ -59,6 +63,10 @@ class LanguageModel(Replica):
         """Not counted among the calls; does nothing where the engine cannot."""
         if isinstance(self._engine, Prefilling):
             await self._engine.prefill(messages, sampling=sampling, tools=tools)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked for by Serve, for `autoscaling.ByLoad`."""
+        return {TOKENS_IN_FLIGHT: self._tokens.total}
 
 
 def bind(options: LlmOptions, info: EngineInfo) -> Any:

@@ -7,13 +7,14 @@ also ask the replicas what they counted.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from ray import serve
 
 ROOT = Path(__file__).parent.parent
 SCRIPTED = ROOT / "loadtest" / "config.scripted.yaml"
+RAMP = ROOT / "loadtest" / "config.ramp.yaml"
 APPLICATION = "voice"
 ProxyMode = Literal["default", "haproxy"]
 
@@ -51,6 +53,10 @@ class Application:
     log: Path
     ready_s: float
     """Seconds from `serve run` to the first 200 of /readyz."""
+    config: Path
+    """The Serve config that runs, as it was written for `serve run`."""
+    address: str
+    """Of the cluster."""
 
     @property
     def http(self) -> str:
@@ -118,7 +124,10 @@ class Application:
 
 
 def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -> dict[str, Any]:
-    """The Serve config at `path` with sections of `args` changed, its port, and its proxy mode."""
+    """The Serve config at `path` with sections of `args` changed, its port, and its proxy mode.
+
+    In HAProxy mode what the file sets for it stays, and what it lacks is added.
+    """
     config: dict[str, Any] = yaml.safe_load(path.read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": port}
     [application] = config["applications"]
@@ -127,13 +136,14 @@ def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -
         application["args"][section] = (
             {**application["args"].get(section, {}), **values} if is_section else values
         )
-    config.pop("controller_options", None)
-    application.pop("runtime_env", None)
+    controller_env = config.pop("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
+    application_env = application.pop("runtime_env", {}).get("env_vars", {})
     if proxy == "haproxy":
         # Its statistics have fixed ports by default, which an HAProxy that outlived its cluster would still hold.
         ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
-        config["controller_options"] = {"runtime_env": {"env_vars": HAPROXY_CONTROLLER | ports}}
-        application["runtime_env"] = {"env_vars": HAPROXY_APPLICATION}
+        controller = {**HAPROXY_CONTROLLER, **controller_env, **ports}
+        config["controller_options"] = {"runtime_env": {"env_vars": controller}}
+        application["runtime_env"] = {"env_vars": {**HAPROXY_APPLICATION, **application_env}}
     return config
 
 
@@ -143,37 +153,55 @@ def application(
     args: Mapping[str, Any] | None = None,
     *,
     proxy: ProxyMode = "default",
+    env: Mapping[str, str] | None = None,
     start_s: float = 180,
     cluster: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> Iterator[Application]:
     """The application, ready; `args` are merged section by section over those of the file. Raises StartFailed.
 
+    `env`: more variables of Serve, for its controller and the application alike; in HAProxy mode alone.
     `cluster`: one that this process is connected to within the block; None: a node of its own.
     """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="voice-serve-") as folder:
         config = Path(folder) / "config.yaml"
-        config.write_text(yaml.safe_dump(document(path, args or {}, proxy, port)))
+        settings = document(path, args or {}, proxy, port)
+        if env:
+            settings["controller_options"]["runtime_env"]["env_vars"].update(env)
+            settings["applications"][0]["runtime_env"]["env_vars"].update(env)
+        config.write_text(yaml.safe_dump(settings))
         log = Path(folder) / "serve.log"
         with (cluster or one_node)():
             address = ray.get_runtime_context().gcs_address
             began = time.monotonic()
-            with log.open("wb") as out, _serve_run(config, address, out) as process:
+            with log.open("wb") as out, serve_run(config, address, out) as process:
                 _until_ready(port, process, log, began + start_s)
-                yield Application(port, log, time.monotonic() - began)
+                yield Application(port, log, time.monotonic() - began, config, address)
 
 
 @contextmanager
 def one_node() -> Iterator[None]:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    node_id = ray.get_runtime_context().get_node_id()
     try:
         yield
     finally:
         ray.shutdown()
+        end_haproxy(node_id)
+
+
+def end_haproxy(node_id: str) -> None:
+    """HAProxy outlives a cluster that is ended at once and may hold its ports: that of this node, and its old workers."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if "haproxy" in Path(words[0]).name and any(f"/{node_id}/" in word for word in words):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 @contextmanager
-def _serve_run(config: Path, address: str, out: Any) -> Iterator[subprocess.Popen[bytes]]:
+def serve_run(config: Path, address: str, out: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run`; of a config that runs already in another version, a redeploy."""
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config), "--address", address]
     environment = {
         **os.environ,

@@ -17,6 +17,7 @@ from . import (
     bench_espeak_words,
     bench_frame_cost,
     bench_gpu,
+    bench_ramp,
     bench_sessions,
     bench_soak,
     bench_turns,
@@ -108,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
     drafts.add_argument(
         "--sessions", type=int, default=1, help="at a time (a laptop's engines share its cores: 1)"
     )
+    _ramp_arguments(
+        add("ramp", run_ramp, "callers become many and few again, replicas follow (HAProxy mode, Linux)")
+    )
     add("vanish", run_vanish, "clients that stop reading or are cut off")
     warm = add("warm", run_warm, "first token with the prompt read ahead and without, llama.cpp")
     warm.add_argument("--model", default=bench_warm.MODEL, help="a GGUF (default: %(default)s)")
@@ -135,6 +139,16 @@ def _add_session_tier(add: Add) -> None:
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def _ramp_arguments(ramp: argparse.ArgumentParser) -> None:
+    ramp.add_argument("--sessions", type=int, default=16, help="at the height (default: %(default)s)")
+    ramp.add_argument(
+        "--drain-s", type=float, default=30, help="how long a removed ingress replica keeps its callers"
+    )
+    ramp.add_argument("--settle-s", type=float, default=60, help="wait so long for one replica a stage again")
+    ramp.add_argument("--redeploy", action="store_true", help="replace every replica at the height")
+    ramp.add_argument("--page", type=Path, help="write a page with plots here (.html)")
 
 
 def sentences(args: argparse.Namespace) -> dict[str, Audio]:
@@ -224,6 +238,17 @@ def run_drafts(args: argparse.Namespace) -> None:
             proxy=args.proxy,
             models=args.models,
         )
+
+
+def run_ramp(args: argparse.Namespace) -> None:
+    bench_ramp.run(
+        list(strings(args).values()),
+        sessions=args.sessions,
+        drain_s=args.drain_s,
+        settle_s=args.settle_s,
+        redeploy=args.redeploy,
+        page=args.page,
+    )
 
 
 def run_vanish(args: argparse.Namespace) -> None:

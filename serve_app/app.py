@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,8 +18,9 @@ from deployments.engines import silero_vad, smart_turn
 from deployments.interfaces import EngineInfo
 from deployments.options import LlmOptions, SttOptions, TtsOptions
 
-from .config import Access, Config, ConfigError, Resume, api_keys, redis_url, with_secrets
+from .config import Access, Config, ConfigError, Resume, api_keys, is_haproxy_mode, redis_url, with_secrets
 from .ingress import Ingress
+from .proxying import elsewhere
 from .session.resumption import SessionStore
 from .stores.ray_actor import ActorStore
 
@@ -31,6 +33,7 @@ def build(args: Mapping[str, Any]) -> Application:
     Which engine `auto` means is decided here, once, by what lies on this machine's disk.
     """
     config = Config.parse(args)
+    check_platform(sys.platform, haproxy=is_haproxy_mode())
     keys = api_keys(config.access)
     check_access(config.access, keys, _listening_host())
     check_store(config.resume)
@@ -132,6 +135,12 @@ def warn_of_too_many_threads(*options: SttOptions | LlmOptions | TtsOptions) -> 
             threads,
             cores,
         )
+
+
+def check_platform(platform: str, *, haproxy: bool) -> None:
+    """Raises ConfigError where the config asks for a proxy that there is none of: nothing would listen."""
+    if haproxy and platform != "linux":
+        raise ConfigError(elsewhere(platform))
 
 
 def check_access(access: Access, keys: frozenset[str], host: str | None) -> None:

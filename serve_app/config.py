@@ -17,6 +17,7 @@ from deployments.options import LlmOptions, SttOptions, TtsOptions
 
 from .conversation.events import ServerVad
 from .conversation.parameters import Parameters
+from .proxying import HAPROXY_SWITCH
 
 DEFAULT_CONFIG = Path("config.yaml")
 
@@ -222,6 +223,11 @@ def with_secrets(options: LlmOptions) -> LlmOptions:
     if not key:
         raise ConfigError(f"llm.api_key_env: the environment variable {options.api_key_env} is not set")
     return replace(options, api_key=key)
+
+
+def is_haproxy_mode() -> bool:
+    """Whether the application's runtime_env asks for HAProxy."""
+    return os.environ.get(HAPROXY_SWITCH) == "1"
 
 
 def client_api_key() -> str:

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from deployments import models
 from deployments.interfaces import EngineInfo, Stage
 
 from . import config as configuration
-from . import measuring
+from . import measuring, proxying
 from .config import Config, ConfigError
 from .fitting import Fit, assess, gigabytes
 from .machine import Machine, look
@@ -77,13 +77,21 @@ def run(args: argparse.Namespace, config: Config) -> int:
         for options, info in chosen:
             print(f"measuring {info.stage} ({info.engine}) ...", file=sys.stderr)
             measured[info.stage] = measuring.measure(options)
-    fit = assess(config, document, machine)
+    fit = _with_proxy(assess(config, document, machine), document)
     report = Report(args.config, machine, fit, runs, measured, suitable(machine))
     if args.json:
         print(json.dumps(_as_json(report), indent=2))
     else:
         _show(report, Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE))
     return EXIT_FITS if fit.fits else EXIT_TOO_SMALL
+
+
+def _with_proxy(fit: Fit, document: Mapping[str, Any]) -> Fit:
+    return replace(
+        fit,
+        problems=(*fit.problems, *proxying.problems(document, sys.platform)),
+        warnings=(*fit.warnings, *proxying.warnings(document, sys.platform)),
+    )
 
 
 def suitable(machine: Machine, root: Path = _ROOT) -> str:

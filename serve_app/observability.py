@@ -24,6 +24,7 @@ from .realtime.session_config import SessionKind
 from .session.replay import start_record, to_record
 from .session.resumption import Lease
 from .session.stages import PrefillOutcome
+from .tracing import trace_turn
 
 log = logging.getLogger("voice_serve.turn")
 
@@ -103,6 +104,7 @@ class TurnObserver:
     def turn_done(self, session_id: str, done: ResponseDone) -> None:
         if self._metrics is not None:
             self._metrics.turn(done)
+        trace_turn(session_id, done, now=asyncio.get_running_loop().time(), unix_ns=time.time_ns())
         log.info("turn", extra=turn_fields(session_id, done))
 
     def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:

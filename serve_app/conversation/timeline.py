@@ -25,6 +25,8 @@ class TurnLatency:
     overhead: float
     faster_than_realtime: bool = False
     """The input came faster than it was spoken, so the figures say nothing about a live caller."""
+    last_speech_at: float = field(default=0.0, compare=False)
+    """t0, for who wants to place the stages in time."""
 
     @property
     def total(self) -> float:
@@ -34,7 +36,7 @@ class TurnLatency:
 
     def stages(self) -> dict[str, float]:
         """Stage name -> seconds, in the order in which they pass, `total` last."""
-        names = [f.name for f in fields(self) if f.name != "faster_than_realtime"]
+        names = [f.name for f in fields(self) if f.name not in ("faster_than_realtime", "last_speech_at")]
         return {name: getattr(self, name) for name in names} | {"total": self.total}
 
 
@@ -73,4 +75,6 @@ class TurnTimeline:
             monotone.append(max(monotone[-1], self.cuts.get(cut, monotone[-1])))
         endpointing, stt, llm_ttft, first_segment, tts_ttfb, overhead = (b - a for a, b in pairwise(monotone))
         flag = self.faster_than_realtime
-        return TurnLatency(endpointing, stt, llm_ttft, first_segment, tts_ttfb, overhead, flag)
+        return TurnLatency(
+            endpointing, stt, llm_ttft, first_segment, tts_ttfb, overhead, flag, self.cuts["last_speech"]
+        )
