@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[2] / "cluster/observability"
 
 NOT_ALWAYS = frozenset(
     {
+        "ray_voice_serve_resumed_total",  # nobody lost a socket
         "ray_voice_serve_refused_total",  # until a caller is refused
         "ray_voice_serve_drafts_total",  # until an answer was begun at a pause
         "ray_voice_serve_draft_tokens_wasted_total",
