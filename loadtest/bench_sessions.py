@@ -14,10 +14,11 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 from serve_app.audio.pcm import Audio
 
-from . import lean_callers, processes
+from . import lean_callers, usage
 from .application import Application, application
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
 from .caller import percentile
@@ -25,6 +26,7 @@ from .lean_callers import Result, Task, clip_of
 
 NOISE_DBFS = -55.0
 ANSWER_WORDS = 10
+ENGINES = ("stt", "llm", "tts")
 IDLE_S = 5.0
 HEAD = (
     f"{'sessions':>8} {'turns':>6} {'missed':>6} {'overhead p50':>12} {'p90':>6} {'p99':>6} {'barge-ins':>9} "
@@ -60,23 +62,24 @@ def run(
         "turn_taking": {"drafts_per_turn": drafts},
     }
     args["limits"] = {"max_sessions_per_replica": max(sessions) if over is None else over}
-    cores = os.sched_getaffinity(0) if pins else set()
-    if len(cores) == 1:
+    cores = os.sched_getaffinity(0)
+    if pins and len(cores) == 1:
         raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
+    core = max(cores) if pins else None
     with application(args=args, proxy="haproxy") as app:
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {pins}")
         print(HEAD, flush=True)
-        idle = _idle(cores)
+        idle = _idle(core)
         print(f"an idle ingress takes {idle:.1%} of a core; it is in the figures below", flush=True)
         explained = SILENCE_MS + (0.0 if drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
         rows = []
         for count in [over] if over is not None else sessions:
             task = Task(app.realtime, count, seconds, clips, clip_of(quiet), explained)
-            rows.append(_row(app, task, cores))
+            rows.append(_row(app, task, core))
             _show(rows[-1])
         if over is not None:
             task = Task(app.realtime, over, seconds, clips, clip_of(quiet), explained, knocking=over)
-            row = _row(app, task, cores)
+            row = _row(app, task, core)
             _show(row)
             times = row.result.refused_ms
             print(
@@ -88,53 +91,47 @@ def run(
         print(f"memory a session: {slope:.2f} MB of the ingress (slope of RSS over the rows)")
 
 
-def _pin(found: list[processes.Process], cores: set[int]) -> None:
-    """Ingress and proxy on the last core, all else on the others."""
-    last = {max(cores)}
-    for process in found:
-        processes.pin(process.pid, last if process.role in processes.SESSION_TIER else cores - last)
-    processes.pin(os.getpid(), cores - last)
-
-
-def _idle(cores: set[int]) -> float:
-    found = _settled(cores)
-    before = processes.cpu_s(found)["ingress"]
+def _idle(core: int | None) -> float:
+    found = _settled(core)
+    before = usage.sample(found).cpu_s["ingress"]
     time.sleep(IDLE_S)
-    return (processes.cpu_s(found)["ingress"] - before) / IDLE_S
+    return (usage.sample(found).cpu_s["ingress"] - before) / IDLE_S
 
 
-def _settled(cores: set[int]) -> list[processes.Process]:
-    """The processes of the application as they are now: HAProxy begins anew when Serve changes its list of replicas."""
-    found = processes.below(os.getpid())
-    if cores:
-        _pin(found, cores)
-    return found
+def _settled(core: int | None) -> list[tuple[psutil.Process, str]]:
+    """The processes of the application as they are now: HAProxy begins anew when Serve changes its list of replicas.
+
+    `core`: for ingress and proxy, all else on the others.
+    """
+    if core is not None:
+        usage.pin(os.getpid(), usage.SESSION_TIER, {core})
+    return list(usage.below(os.getpid()))
 
 
-def _row(app: Application, task: Task, cores: set[int]) -> Row:
-    found = _settled(cores)
+def _row(app: Application, task: Task, core: int | None) -> Row:
+    found = _settled(core)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     client = context.Process(target=lean_callers.main, args=(task, theirs))
     client.start()
     theirs.close()
-    assert client.pid is not None
-    found = [*found, processes.Process(client.pid, "client")]
+    found.append((psutil.Process(client.pid), "client"))
     try:
         assert ours.recv() == "begun"
-        before, began = processes.cpu_s(found), time.monotonic()
+        before = usage.sample(found)
         assert ours.recv() == "over"
-        after, lasted_s = processes.cpu_s(found), time.monotonic() - began
-        rss = processes.rss_mb(found, "ingress")
+        after = usage.sample(found)
         result: Result = ours.recv()
     finally:
         client.join(10)
         client.kill()
     app.until_empty()
-    spent = {role: after[role] - before[role] for role in after}
+    lasted_s = after.at - before.at
+    spent = {role: after.cpu_s[role] - before.cpu_s[role] for role in after.cpu_s}
+    spent["engines"] = sum(spent.get(role, 0.0) for role in ENGINES)
     cpu_us = {role: 1e6 * s / lasted_s / task.sessions for role, s in spent.items()}
-    cpu_us["core"] = sum(spent[role] for role in processes.SESSION_TIER) / lasted_s
-    return Row(task.sessions, result, cpu_us, rss)
+    cpu_us["core"] = sum(spent[role] for role in usage.SESSION_TIER) / lasted_s
+    return Row(task.sessions, result, cpu_us, after.rss_mb["ingress"])
 
 
 def _show(row: Row) -> None:

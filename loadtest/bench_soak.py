@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,13 +14,23 @@ import numpy as np
 from serve_app.audio.pcm import Audio
 from serve_app.client import ClientError
 
+from . import usage
 from .application import Application, ProxyMode, application
 from .caller import caller
 
 SAMPLE_S = 10.0
 LONGEST_VISIT_S = 60.0
-PROC = Path("/proc")
-SERVED = ("ray::ServeReplica:", "ray::ServeController", "ray::HAProxyManager", "ray::ProxyActor")
+SERVED = {
+    "proxy manager": "HAProxyManager",
+    "proxy": "ProxyActor",
+    "controller": "ServeController",
+    "haproxy": "haproxy",
+    "ingress": "voice:Ingress",
+    "llm": "voice:LanguageModel",
+    "stt": "voice:SpeechToText",
+    "tts": "voice:TextToSpeech",
+}
+"""The roles that are watched, and what they are called in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +38,7 @@ class Sample:
     at_s: float
     sessions: int
     tasks: int
-    rss_mb: dict[str, float]
-    """Resident memory by process."""
-    files: dict[str, int]
-    """Open file handles by process."""
+    used: usage.Sample
 
 
 @dataclass(slots=True)
@@ -65,35 +71,18 @@ async def watch(app: Application, soak: Soak, began: float, until: float) -> Non
     async with httpx.AsyncClient() as http:
         while time.monotonic() < until:
             health = (await http.get(f"{app.http}/healthz")).json()
-            rss, files = processes()
-            at = time.monotonic() - began
-            soak.samples.append(Sample(at, health["sessions"], health["tasks"], rss, files))
+            used = usage.sample(usage.below(os.getpid()))
+            soak.samples.append(Sample(used.at - began, health["sessions"], health["tasks"], used))
             if len(soak.samples) % 6 == 1:
                 print(line(soak.samples[-1], soak.visits), flush=True)
             await asyncio.sleep(SAMPLE_S)
 
 
-def processes() -> tuple[dict[str, float], dict[str, int]]:
-    """Resident MB and open files of the processes of this machine's Serve, by name. Linux."""
-    rss: Counter[str] = Counter()
-    files: Counter[str] = Counter()
-    for entry in PROC.iterdir():
-        if not entry.name.isdecimal():
-            continue
-        with suppress(OSError):
-            title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            program = Path(title.split(" ")[0]).name
-            if title.startswith(SERVED) or program == "haproxy":
-                name = program.removeprefix("ray::").removeprefix("ServeReplica:").split(".")[0]
-                pages = int((entry / "statm").read_text().split()[1])
-                rss[name] += pages * os.sysconf("SC_PAGE_SIZE") // 1024
-                files[name] += len(os.listdir(entry / "fd"))
-    return {name: kb / 1024 for name, kb in rss.items()}, dict(files)
-
-
 def line(sample: Sample, visits: Counter[str]) -> str:
     each = "  ".join(
-        f"{name} {mb:.0f} MB {sample.files[name]} files" for name, mb in sorted(sample.rss_mb.items())
+        f"{name} {sample.used.rss_mb[role]:.0f} MB {sample.used.files[role]} files"
+        for role, name in SERVED.items()
+        if role in sample.used.processes
     )
     return (
         f"{sample.at_s / 60:5.1f} min  {sample.sessions:3d} sessions {sample.tasks:4d} tasks "
@@ -123,8 +112,10 @@ def run(questions: list[Audio], sessions: int, minutes: float, proxy: ProxyMode)
     last = [sample for sample in soak.samples if sample.at_s > minutes * 60 * 1 / 3]
     print(f"{sessions} callers at once for {minutes:g} min, proxy {proxy}: {dict(soak.visits)}")
     print(f"over the last {minutes * 2 / 3:.0f} min, a minute:")
-    for name in sorted(last[-1].rss_mb):
-        rss = slope_a_minute(last, [sample.rss_mb.get(name, 0) for sample in last])
-        files = slope_a_minute(last, [sample.files.get(name, 0) for sample in last])
+    for role, name in SERVED.items():
+        if role not in last[-1].used.processes:
+            continue
+        rss = slope_a_minute(last, [sample.used.rss_mb.get(role, 0) for sample in last])
+        files = slope_a_minute(last, [sample.used.files.get(role, 0) for sample in last])
         print(f"  {name:<28} RSS {rss:+.2f} MB   open files {files:+.2f}")
     print(f"  {'tasks of the ingress':<28} {slope_a_minute(last, [s.tasks for s in last]):+.2f}")

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         (args.out / name).unlink(missing_ok=True)
     with application(args.config, ARGS, proxy="haproxy") as app:
         if args.pin_core is not None:
-            usage.pin(os.getpid(), frozenset({"ingress", "haproxy"}), [args.pin_core])
+            usage.pin(os.getpid(), usage.SESSION_TIER, {args.pin_core})
         with usage.sampled(os.getpid()) as samples:
             locust(app, args)
     lines = "\n".join(json.dumps(asdict(sample)) for sample in samples)

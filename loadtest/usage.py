@@ -4,11 +4,12 @@ Ray names its workers after what they run ("ray::ServeReplica:voice:Ingress"), s
 program of its own.
 """
 
+import os
 import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ ROLES = (
     ("raylet/raylet", "raylet"),
 )
 """What stands in a title or a command line, and the role; the first that fits."""
+SESSION_TIER = frozenset({"ingress", "haproxy"})
 SAMPLE_S = 1.0
 
 
@@ -46,8 +48,8 @@ class Sample:
     """Since each process began, by role."""
     rss_mb: dict[str, float] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
-    files: int = 0
-    """Open files and sockets of the ingress replicas."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Open files and sockets, by role."""
 
 
 def below(root: int) -> Iterator[tuple[psutil.Process, str]]:
@@ -65,13 +67,13 @@ def sample(processes: Iterable[tuple[psutil.Process, str]]) -> Sample:
         try:
             with process.oneshot():
                 cpu, rss = process.cpu_times(), process.memory_info().rss / 2**20
-                files = process.num_fds() if role == "ingress" else 0
-        except psutil.NoSuchProcess:
+                files = process.num_fds()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # denied: a zombie's files, to all but root
             continue
         taken.cpu_s[role] = taken.cpu_s.get(role, 0.0) + cpu.user + cpu.system
         taken.rss_mb[role] = taken.rss_mb.get(role, 0.0) + rss
         taken.processes[role] = taken.processes.get(role, 0) + 1
-        taken.files += files
+        taken.files[role] = taken.files.get(role, 0) + files
     return taken
 
 
@@ -94,11 +96,16 @@ def sampled(root: int, every_s: float = SAMPLE_S) -> Iterator[list[Sample]]:
         thread.join()
 
 
-def pin(root: int, roles: frozenset[str], cores: list[int]) -> None:
-    """The processes of these roles to these cores, all others below `root` to the remaining ones."""
-    others = [core for core in psutil.Process().cpu_affinity() if core not in cores]
-    for process, role in below(root):
-        process.cpu_affinity(cores if role in roles else others)
+def pin(root: int, roles: frozenset[str], cores: set[int]) -> None:
+    """The processes of these roles to these cores, `root` and all others below it to the remaining ones (Linux).
+
+    With all their threads, and so all that they will start.
+    """
+    others = os.sched_getaffinity(root) - cores
+    for process, role in [(psutil.Process(root), ""), *below(root)]:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, cores if role in roles else others)
 
 
 def cpu_name() -> str:

@@ -7,7 +7,6 @@ import pytest
 from websockets.frames import Frame
 from websockets.streams import StreamReader
 
-from loadtest import processes
 from loadtest.lean_callers import Caller, Clip, Clock, Task, clip_of
 from serve_app.realtime.client_events import InputAudio, ItemTruncate
 from serve_app.realtime.codec import decode, encode, encode_audio_delta
@@ -133,20 +132,3 @@ async def test_what_is_said_goes_out_in_order_and_noise_fills_the_rest(call: Cal
     call.caller._say(Clip((b"one", b"two"), 0))
     call.sends_for(0.08)
     assert call.wire.sent == [b"one", b"two", b"noise", b"noise"]
-
-
-def test_the_cost_of_a_process_is_found_by_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: dict[int, str] = {
-        7: "ray::ServeReplica:voice:Ingress",
-        8: "ray::ServeReplica:voice:LanguageModel",
-    }
-
-    def stat(pid: int) -> list[str]:
-        return ["S", "1", *["0"] * 9, "100" if pid == 7 else "50", "25"]
-
-    monkeypatch.setattr(processes, "_stat", stat)
-    monkeypatch.setattr(processes, "TICK_S", 0.01)
-    roles = [processes.Process(pid, processes.role_of(command)) for pid, command in commands.items()]
-    assert processes.cpu_s(roles) == {"ingress": pytest.approx(1.25), "engines": pytest.approx(0.75)}
-    assert processes.role_of("/opt/haproxy -f x -sf 12") == "haproxy"
-    assert processes.role_of("raylet") == "ray"
