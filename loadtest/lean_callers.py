@@ -1,57 +1,43 @@
 """A hundred callers in one process that costs less than what it measures.
 
-Sound is sent as WebSocket frames that were encoded and masked once; a wheel of twenty slots of 1 ms sends each
-session's next frame every 20 ms; of what comes back only the few events that a caller acts on are parsed. How late
-the wheel was is part of the result: a client that is late measures itself.
+A wheel of twenty slots of 1 ms sends each session's next frame every 20 ms (`line`: encoded and masked once); of
+what comes back only the few events that a caller acts on are parsed. How late the wheel was is part of the result: a
+client that is late measures itself.
 
 A caller does what people do: noise between turns, a question, the answer heard out or interrupted, `truncate` sent
 when the server says that it was interrupted. All times are its own monotonic clock's.
 """
 
 import asyncio
-import base64
 import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
-import numpy as np
 import uvloop
-from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Response
-from websockets.protocol import State
-from websockets.uri import parse_uri
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import FRAME, FRAME_S, RATE
-from serve_app.realtime.codec import encode
+from serve_app.client import FRAME_S, RATE
 
 from .caller import onset_s
+from .line import Line, NotOpened, open_line, sound_in
+from .people import PAUSE_MS
+from .voices import Clip, messages
 
 SLOTS = 20
 """Of the wheel, 1 ms each."""
-PAUSE_MS = 96.0
-"""turn_taking.pause_min_ms: `audio_end_ms` lies so far behind the last speech."""
 ANSWER_WITHIN_S = 5.0
 OPEN_S = 30
 OPENED_A_SECOND = 20
 WARM_UP_S = 4.0
-DELTA = b'{"type":"response.output_audio.delta"'
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A recording as the frames that a microphone would send."""
-
-    frames: tuple[bytes, ...]
-    onset_frame: int
+KNOCK_S = (0.5, 2.5)
+"""Between two tries to come in while the server is full."""
+NO_CLOSE = 1006
+"""RFC 6455 7.4.1: the connection ended without a close frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,80 +83,18 @@ class Result:
 
 
 def clip_of(audio: Audio) -> Clip:
-    pcm = np.rint(np.clip(audio, -1, 1) * 32767).astype("<i2")
-    padded = np.pad(pcm, (0, -len(pcm) % FRAME))
-    return Clip(
-        tuple(_append_frame(part.tobytes()) for part in padded.reshape(-1, FRAME)),
-        int(onset_s(audio, RATE) / FRAME_S),
-    )
+    """Its onset is the first sound above the floor: these recordings are cut close to the speech."""
+    return Clip("", messages(audio), onset_s(audio, RATE))
 
 
-def _append_frame(pcm: bytes) -> bytes:
-    return _text_frame({"type": "input_audio_buffer.append", "audio": base64.b64encode(pcm).decode()})
-
-
-def _text_frame(event: dict[str, object]) -> bytes:
-    return Frame(Opcode.TEXT, encode(event).encode()).serialize(mask=True)
-
-
-class Line(asyncio.Protocol):
-    """One WebSocket: frames out as they are, events in by `on_event`, its end in `closed`."""
-
-    def __init__(self, url: str) -> None:
-        self._protocol = ClientProtocol(parse_uri(url), max_size=None)
-        self._transport: asyncio.Transport | None = None
-        self.closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """The close code."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._protocol.send_request(self._protocol.connect())
-        self._flush()
-
-    def data_received(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
-            if isinstance(event, Response):
-                continue
-            assert isinstance(event, Frame)
-            if event.opcode is Opcode.TEXT:
-                self.on_event(bytes(event.data))
-        self._flush()
-        if self._protocol.close_rcvd is not None and not self.closed.done():
-            self.closed.set_result(self._protocol.close_rcvd.code)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(1006)
-
-    def on_event(self, text: bytes) -> None:
-        raise NotImplementedError
-
-    def write(self, frame: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
-
-    def hang_up(self) -> None:
-        if self._protocol.state is State.OPEN:
-            self._protocol.send_close(1000)
-            self._flush()
-        if self._transport is not None:
-            self._transport.close()
-
-    def _flush(self) -> None:
-        for data in self._protocol.data_to_send():
-            if data:
-                self.write(data)
-
-
-class Caller(Line):
+class Caller:
     def __init__(self, task: Task, clock: "Clock", seed: int) -> None:
-        super().__init__(task.url)
+        self.line: Line
         self._task = task
         self._clock = clock
         self._dice = random.Random(seed)
         self._loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self._greeted: asyncio.Future[None] = self._loop.create_future()
         self._sent_at: list[float] = []
         self._noise = self._endless(task.noise.frames)
         self._speech: Iterator[bytes] = iter(())
@@ -185,6 +109,12 @@ class Caller(Line):
         self._last_chunk_at = 0.0
         self._stopped: set[str] = set()
 
+    async def open(self) -> None:
+        """Raises NotOpened, and TimeoutError if the server takes no more sessions."""
+        self.line = await open_line(self._task.url, self.on_text)
+        async with asyncio.timeout(OPEN_S):
+            await self._greeted
+
     # --- out --------------------------------------------------------------------------------------------------------
 
     def _endless(self, frames: tuple[bytes, ...]) -> Iterator[bytes]:
@@ -195,7 +125,7 @@ class Caller(Line):
 
     def send_next_frame(self, now: float) -> None:
         self._sent_at.append(now)
-        self.write(next(self._speech, None) or next(self._noise))
+        self.line.send(next(self._speech, None) or next(self._noise))
 
     def _say(self, clip: Clip) -> int:
         """Returns the number of its first frame in the session's audio."""
@@ -235,15 +165,14 @@ class Caller(Line):
         if interrupted not in self._stopped:
             self._clock.result.missed += self._clock.is_measuring
         elif self._clock.is_measuring:
-            onset_at = self._sent_at[first + clip.onset_frame]
+            onset_at = self._sent_at[first + int(clip.onset_s / FRAME_S)]
             self._clock.result.barge_in_ms.append((self._interrupted_last_at - onset_at) * 1000)
 
     # --- in ---------------------------------------------------------------------------------------------------------
 
-    def on_event(self, text: bytes) -> None:
-        now = time.monotonic()
-        if text.startswith(DELTA):
-            self._hear(text, now)
+    def on_text(self, now: float, text: bytes) -> None:
+        if (sound := sound_in(text)) is not None:
+            self._hear(*sound, now)
         elif b'"type":"input_audio_buffer.speech_' in text[:50]:
             event = json.loads(text)
             if event["type"] == "input_audio_buffer.speech_started":
@@ -253,10 +182,9 @@ class Caller(Line):
                 self._asked_at = self._sent_at[int(spoken_ms / 1000 / FRAME_S)]
                 self._clock.result.unasked += self._clock.is_measuring and self._answered is None
         elif text.startswith(b'{"type":"session.created"'):
-            self.opened.set_result(None)
+            self._greeted.set_result(None)
 
-    def _hear(self, text: bytes, now: float) -> None:
-        item_id, encoded = _between(text, b'"item_id":"').decode(), _between(text, b'"delta":"')
+    def _hear(self, item_id: str, seconds: float, now: float) -> None:
         result, is_measuring = self._clock.result, self._clock.is_measuring
         if item_id in self._stopped:
             result.stale_chunks += is_measuring
@@ -269,7 +197,6 @@ class Caller(Line):
             self._asked_at = None
             if self._answered is not None and not self._answered.done():
                 self._answered.set_result(None)
-        seconds = len(encoded) * 3 / 4 / 2 / RATE
         self._plays_until = max(self._plays_until, now) + seconds
         self._clock.played_s += seconds * is_measuring
         self._last_chunk_at = now
@@ -282,20 +209,9 @@ class Caller(Line):
         self._clock.played_s -= (self._plays_until - now) * self._clock.is_measuring
         self._plays_until = now
         played_ms = int((now - self._playing_from) * 1000)
-        event = {"item_id": self._playing, "content_index": 0, "audio_end_ms": played_ms}
-        self.write(_text_frame({"type": "conversation.item.truncate", **event}))
-
-
-def _between(text: bytes, mark: bytes) -> bytes:
-    start = text.index(mark) + len(mark)
-    return text[start : text.index(b'"', start)]
-
-
-class Refused(Line):
-    """A caller who comes while the server is full."""
-
-    def on_event(self, text: bytes) -> None:
-        pass
+        self.line.tell(
+            "conversation.item.truncate", item_id=self._playing, content_index=0, audio_end_ms=played_ms
+        )
 
 
 @dataclass(slots=True)
@@ -305,6 +221,11 @@ class Clock:
     result: Result = field(default_factory=Result)
     is_measuring: bool = False
     played_s: float = 0.0
+
+    def note_refusal(self, code: int, began: float) -> None:
+        if self.is_measuring:
+            self.result.refused[code] += 1
+            self.result.refused_ms.append((time.monotonic() - began) * 1000)
 
 
 async def _wheel(slots: list[list[Caller]], clock: Clock) -> None:
@@ -326,28 +247,20 @@ async def _wheel(slots: list[list[Caller]], clock: Clock) -> None:
             await asyncio.sleep(0)
 
 
-async def _open(line: Line, url: str) -> None:
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    await asyncio.get_running_loop().create_connection(lambda: line, parts.hostname, parts.port)
-
-
 async def _knock(task: Task, clock: Clock, seed: int) -> None:
     """Comes, is turned away, comes again."""
     dice = random.Random(seed)
     while True:
-        await asyncio.sleep(dice.uniform(0.5, 2.5))
-        line, began = Refused(task.url), time.monotonic()
-        await _open(line, task.url)
-        code = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_WITHIN_S):
-                code = await line.closed
-        if clock.is_measuring:
-            clock.result.refused[code] += 1
-            clock.result.refused_ms.append((time.monotonic() - began) * 1000)
-        line.hang_up()
+        await asyncio.sleep(dice.uniform(*KNOCK_S))
+        began = time.monotonic()
+        try:
+            line = await open_line(task.url, lambda at, text: None)
+        except NotOpened:
+            clock.note_refusal(NO_CLOSE, began)
+            continue
+        await asyncio.wait([line.ended], timeout=ANSWER_WITHIN_S)
+        clock.note_refusal(line.ended.result().code if line.ended.done() else 0, began)
+        await line.close()
 
 
 async def _run(task: Task, pipe: Connection) -> Result:
@@ -358,9 +271,7 @@ async def _run(task: Task, pipe: Connection) -> Result:
         running = [tasks.create_task(_wheel(slots, clock))]
         for number in range(task.sessions):
             caller = Caller(task, clock, number)
-            await _open(caller, task.url)
-            async with asyncio.timeout(OPEN_S):
-                await caller.opened
+            await caller.open()
             callers.append(caller)
             slots[number % SLOTS].append(caller)
             running.append(tasks.create_task(caller.converse()))
@@ -374,11 +285,12 @@ async def _run(task: Task, pipe: Connection) -> Result:
         pipe.send("over")
         for one in running:
             one.cancel()
-    clock.result.lost = Counter(caller.closed.result() for caller in callers if caller.closed.done())
+    endings = [caller.line.ended for caller in callers]
+    clock.result.lost = Counter(ended.result().code for ended in endings if ended.done())
     clock.result.answering_share = clock.played_s / (task.sessions * task.seconds)
-    for caller in callers:
-        caller.hang_up()
-    await asyncio.sleep(0.2)
+    async with asyncio.TaskGroup() as tasks:
+        for caller in callers:
+            tasks.create_task(caller.line.close())
     return clock.result
 
 

@@ -24,9 +24,11 @@ OnText = Callable[[float, bytes], None]
 
 MAX_WAITING_BYTES = 1 << 20
 """Of what the peer does not read; a microphone's frames beyond it are dropped: fifteen seconds."""
+RATE = 24_000
 OPEN_S = 10.0
 CLOSE_S = 2.0
 _CONTROL_OR_TEXT = (Opcode.TEXT, Opcode.CONT)
+_DELTA = b'{"type":"response.output_audio.delta"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,25 @@ def append_message(pcm: bytes) -> bytes:
     return text_message(json.dumps(event))
 
 
+def sound_in(text: bytes) -> tuple[str, float] | None:
+    """Of an answer's sound its item and its seconds, without parsing it; None: another event."""
+    if not text.startswith(_DELTA):
+        return None
+    return _between(text, b'"item_id":"').decode(), len(_between(text, b'"delta":"')) * 3 / 4 / 2 / RATE
+
+
+def _between(text: bytes, mark: bytes) -> bytes:
+    start = text.index(mark) + len(mark)
+    return text[start : text.index(b'"', start)]
+
+
 class Line(asyncio.Protocol):
     """One session's socket. `on_text` is called with each message of the server and when it came (monotonic)."""
 
     def __init__(self, url: str, on_text: OnText) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[Ended] = loop.create_future()
+        """With the server's close frame, or with the connection where none came."""
         self._opened: asyncio.Future[None] = loop.create_future()
         self._on_text = on_text
         self._protocol = ClientProtocol(parse_uri(url), max_size=None)
@@ -84,6 +99,8 @@ class Line(asyncio.Protocol):
                 await asyncio.shield(self.ended)
         except TimeoutError:
             self._transport.abort()
+        else:
+            self._transport.close()
 
     # --- asyncio.Protocol ---
 
@@ -101,16 +118,20 @@ class Line(asyncio.Protocol):
             elif isinstance(event, Frame) and event.opcode in _CONTROL_OR_TEXT:
                 self._take_in(event, now)
         self._flush()
+        if self._protocol.close_rcvd is not None:
+            self._end()
 
     def eof_received(self) -> None:
         self._protocol.receive_eof()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._protocol.receive_eof()
-        code, reason = self._protocol.close_code or 1006, self._protocol.close_reason or ""
+        self._end()
+        self._refuse(NotOpened("the connection ended in the handshake"))
+
+    def _end(self) -> None:
+        close = self._protocol.close_rcvd
         if not self.ended.done():
-            self.ended.set_result(Ended(code, reason))
-        self._refuse(NotOpened(f"the connection ended in the handshake ({code})"))
+            self.ended.set_result(Ended(close.code, close.reason) if close else Ended(1006))
 
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from .line import Ended, NotOpened, OnText, open_line
+from .line import Ended, NotOpened, OnText, open_line, sound_in
 from .pacing import Lateness
 from .voices import Clip
 
 FRAME_S = 0.02
-RATE = 24_000
 PAUSE_MS = 96.0
 """turn_taking.pause_min_ms: the server's `audio_end_ms` lies so far behind the last speech."""
 STAGES = ("endpointing", "stt", "llm_ttft", "first_segment", "tts_ttfb", "overhead")
@@ -33,8 +32,6 @@ OPENED, REFUSED, LOST, RESUMED = "session opened", "session refused (1013)", "se
 TURN, BARGE_IN, STALE = "turn", "barge-in stop", "sound after speech_started"
 BROKEN_OFF = "answer broken off"
 STAGE = "turn stage: "
-
-_DELTA = b'{"type":"response.output_audio.delta"'
 
 ServerEvent = dict[str, Any]
 
@@ -296,9 +293,8 @@ class Person:
     # --- in ---------------------------------------------------------------------------------------------------------
 
     def _on_text(self, at: float, text: bytes) -> None:
-        if text.startswith(_DELTA):
-            seconds = len(_between(text, b'"delta":"')) * 3 / 4 / 2 / RATE
-            self._hear(_between(text, b'"item_id":"').decode(), seconds, at)
+        if (sound := sound_in(text)) is not None:
+            self._hear(*sound, at)
             return
         event: ServerEvent = json.loads(text)
         self._take_in(event, at)
@@ -392,8 +388,3 @@ class Person:
                     await self._changed.wait()
         except TimeoutError:
             return
-
-
-def _between(text: bytes, mark: bytes) -> bytes:
-    start = text.index(mark) + len(mark)
-    return text[start : text.index(b'"', start)]

@@ -1,7 +1,7 @@
 """What callers say: recordings cut into messages of 20 ms, and the noise of the room between them."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,21 +57,19 @@ class Clip:
 
 def clip(name: str, audio: Audio) -> Clip:
     """float32 (n,) at 24 kHz."""
-    return Clip(
-        name, tuple(append_message(encode_pcm(frame)) for frame in _frames(audio)), speech_onset_s(audio)
-    )
+    return Clip(name, messages(audio), speech_onset_s(audio))
 
 
 def room_noise(seed: int = 0) -> tuple[bytes, ...]:
     """Messages of a quiet room, to be sent round and round: -48 dBFS at its loudest."""
     noise = np.random.default_rng(seed).uniform(-NOISE_PEAK, NOISE_PEAK, int(NOISE_S * RATE))
-    return tuple(append_message(encode_pcm(frame)) for frame in _frames(noise.astype(np.float32)))
+    return messages(noise.astype(np.float32))
 
 
-def _frames(audio: Audio) -> Iterator[Audio]:
-    for start in range(0, len(audio), FRAME):
-        frame = audio[start : start + FRAME]
-        yield np.pad(frame, (0, FRAME - len(frame)))
+def messages(audio: Audio) -> tuple[bytes, ...]:
+    """For `Line.send`, 20 ms each, the last one filled up; float32 (n,) at 24 kHz."""
+    frames = np.pad(audio, (0, -len(audio) % FRAME)).reshape(-1, FRAME)
+    return tuple(append_message(encode_pcm(frame)) for frame in frames)
 
 
 def longest_quiet_s(audio: Audio) -> float:
