@@ -65,6 +65,8 @@ async def visitor(url: str, questions: list[Audio], dice: random.Random, soak: S
         except* ClientError as errors:
             soak.visits["lost sessions"] += 1
             soak.visits[f"lost: {errors.exceptions[0]}"] += 1
+        except* TimeoutError:
+            soak.visits["missed turns"] += 1
 
 
 async def watch(app: Application, soak: Soak, began: float, until: float) -> None:
