@@ -175,9 +175,11 @@ class Person:
         """How it ended; None if it did not begin."""
         self._begin()
         began = self._clock()
+        token, self._token = self._token, ""
         try:
-            line = await self._connect(self._address(), self._on_text)
+            line = await self._connect(self._address(token), self._on_text)
         except NotOpened as error:
+            self._token = token  # nobody was there to take it
             self._tell(OPENED, since=began, failure=f"no session: {error}"[:80])
             return None
         self.line = line
@@ -194,9 +196,8 @@ class Person:
                 self._timer.cancel()
             await line.close()
 
-    def _address(self) -> str:
+    def _address(self, token: str) -> str:
         """With the token of the session that was lost, where the server gave one; each serves once."""
-        token, self._token = self._token, ""
         if not token:
             return self._url
         return f"{self._url}{'&' if '?' in self._url else '?'}resume={quote(token)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from ingress.asgi import Socket, scope
 
-from loadtest.line import Ended, OnText, text_message
+from loadtest.line import Ended, NotOpened, OnText, text_message
 from serve_app.ingress import VoiceServer, routes
 
 
@@ -82,10 +82,14 @@ class Exchange:
         self.server = server
         self.lines: list[MemoryLine] = []
         self.addresses: list[str] = []
+        self.is_away = False
 
     async def connect(self, url: str, on_text: OnText) -> MemoryLine:
-        line = MemoryLine(on_text)
+        """Raises NotOpened while it is away."""
         self.addresses.append(url)
+        if self.is_away:
+            raise NotOpened("nobody listens there")
+        line = MemoryLine(on_text)
         self.lines.append(line)
         line.socket.sent.put_nowait({"type": "websocket.connect"})
         app = routes(self.server)

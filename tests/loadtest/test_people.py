@@ -33,6 +33,7 @@ from loadtest.people import (
 )
 from loadtest.voices import Clip, clip
 from serve_app.session.stages import Engines
+from serve_app.stores.memory import MemoryStore
 
 APOLOGY = "Sorry about that."
 HABITS = Habits(think_s=(0.5, 1.5), barge_in_share=0.0, missed_after_s=5.0, again_after_s=(0.5, 1.0))
@@ -197,6 +198,23 @@ async def test_a_lost_session_is_told_of_and_opened_anew():
     assert [outcome.failure for outcome in callers.all(LOST)] == ["closed with 1006"]
     assert len(callers.all(OPENED)) + len(callers.all(RESUMED)) == 2
     assert callers.all(TURN)[-1].failure == ""
+
+
+@virtual_time
+async def test_the_token_of_a_lost_session_is_kept_until_somebody_takes_it():
+    async with calling(store=MemoryStore(lambda: the_loop().time())) as callers:
+        await asyncio.sleep(10)
+        exchange = callers.exchange
+        exchange.is_away = True
+        exchange.lines[0].break_down()
+        await asyncio.sleep(5)
+        exchange.is_away = False
+        await asyncio.sleep(5)
+    tries = exchange.addresses[1:]
+    assert len(tries) > 3
+    assert len(set(tries)) == 1
+    assert "?resume=" in tries[0]
+    assert len(callers.all(RESUMED)) == 1
 
 
 @virtual_time
