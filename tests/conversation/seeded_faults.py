@@ -90,8 +90,8 @@ FAULTS = [
     Fault(
         "an answer stays owed after it was begun",
         "conversation.py",
-        "self._is_owed, self._requested = False, None",
-        "self._requested = None",
+        "self._is_owed, self._requested = False, None\n        timeline",
+        "self._requested = None\n        timeline",
     ),
     Fault(
         "resumed speech keeps the early transcript",
@@ -108,8 +108,8 @@ FAULTS = [
     Fault(
         "coughs add up",
         "hearing.py",
-        "                    self._detector.reset()\n            case _:",
-        "                    pass\n            case _:",
+        "                    self._detector.reset()\n                self._ask_for_an_opinion()",
+        "                    pass\n                self._ask_for_an_opinion()",
     ),
     Fault(
         "a truncation is not clamped",
