@@ -30,11 +30,12 @@ from serve_app.client import FRAME, FRAME_S
 from serve_app.config import Config
 from serve_app.conversation.conversation import Conversation
 from serve_app.conversation.events import FrameScored, Settings
-from serve_app.ingress import VoiceServer, routes
 from serve_app.realtime import codec
 from serve_app.realtime.session_config import AudioFormat
+from serve_app.server import VoiceServer
 from serve_app.session.input import AudioInput
 from serve_app.session.stages import Engines
+from serve_app.web import routes
 
 ROUNDS = 7
 FRAMES = 1500

@@ -2,9 +2,7 @@
 
 from starlette.websockets import WebSocket
 
-from .config import Config
 from .conversation.events import ItemId, Returned
-from .session.resumption import ResumeOptions
 
 RESUME_HEADER = "x-voice-serve-resume"
 """The resume token, for clients that can set headers; others put it into the query, as `resume`."""
@@ -32,9 +30,3 @@ def returned(socket: WebSocket) -> Returned:
     item_id, played = socket.query_params.get("item_id"), socket.query_params.get("audio_end_ms", "")
     is_number = played.isascii() and played.isdigit() and len(played) < 10
     return Returned(ItemId(item_id) if item_id else None, int(played) if is_number else None)
-
-
-def resume_options(config: Config) -> ResumeOptions:
-    return ResumeOptions(
-        within_s=config.resume.within_s, max_snapshot_bytes=config.resume.max_snapshot_kb * 1024
-    )

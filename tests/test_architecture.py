@@ -120,6 +120,35 @@ def test_only_the_engine_clients_of_a_session_know_ray():
     assert any(is_under(module, "ray") for module in imports_of(path))
 
 
+def test_ray_is_known_to_the_shells_alone():
+    """What serves a caller, `server` and `web` first of all, asks no cluster for anything."""
+    shells = {
+        "app.py",
+        "draining.py",
+        "ingress.py",
+        "observability.py",  # its metrics
+        "session/engine_clients.py",
+        "stores/ray_actor.py",
+    }
+    know_ray = {
+        path.relative_to(ROOT / "serve_app").as_posix()
+        for path in source_files("serve_app")
+        if any(is_under(module, "ray") for module in imports_of(path))
+    }
+    assert know_ray == shells
+
+
+def test_the_shells_of_the_front_door_stand_around_it_and_not_inside():
+    """app -> ingress -> web -> server -> what a caller opens with; never back."""
+    front_door = ("app", "ingress", "web", "server", "opening", "access", "handshake", "socket_transport")
+    for depth, name in enumerate(front_door):
+        outer = {f"serve_app.{shell}" for shell in front_door[:depth]}
+        assert not imports_of(ROOT / f"serve_app/{name}.py") & outer, name
+    for path in source_files("serve_app"):
+        if "serve_app.ingress" in imports_of(path):
+            assert path.name == "app.py", f"{path} imports the deployment"
+
+
 def test_what_serve_keeps_to_itself_is_looked_into_in_one_file():
     for path in source_files("serve_app", "deployments"):
         private = {module for module in imports_of(path) if is_under(module, "ray.serve._private")}

@@ -30,7 +30,7 @@ from serve_app.config import (
     redis_url,
     with_secrets,
 )
-from serve_app.ingress import session_options
+from serve_app.opening import session_options
 
 ROOT = Path(__file__).parents[1]
 

@@ -120,7 +120,7 @@ def for_session(engines: Engines, session_id: str) -> Engines:
 
 class RemoteSynthesizer:
     voices: Sequence[str] = ()
-    """Checked where the client names one (`ingress`), and again by the engine."""
+    """Checked where the client names one (`session_config.check_voice`), and again by the engine."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._synthesize = handle.options(stream=True, _by_reference=False).synthesize

@@ -1,4 +1,4 @@
-"""Records in this process alone: for tests, and for whoever serves `ingress.VoiceServer` without a cluster."""
+"""Records in this process alone: for tests, and for whoever serves `server.VoiceServer` without a cluster."""
 
 import time
 from collections.abc import Callable

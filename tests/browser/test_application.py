@@ -48,8 +48,9 @@ def scripted_application() -> object:
     from deployments.engines import scripted, silero_vad
     from deployments.interfaces import EngineInfo
     from serve_app.config import Config
-    from serve_app.ingress import VoiceServer, routes
+    from serve_app.server import VoiceServer
     from serve_app.session.stages import Engines
+    from serve_app.web import routes
 
     config = Config.parse(
         {

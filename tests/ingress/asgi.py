@@ -15,9 +15,10 @@ from session.calls import FAST_LLM, FAST_TTS, append, scripted, tone
 
 from deployments.interfaces import EngineInfo
 from serve_app.config import Config
-from serve_app.ingress import StageStatus, VoiceServer, routes
+from serve_app.server import StageStatus, VoiceServer
 from serve_app.session.resumption import SessionStore
 from serve_app.session.stages import Engines
+from serve_app.web import routes
 
 Json = dict[str, Any]
 SCRIPTED = {stage: {"engine": "scripted"} for stage in ("stt", "llm", "tts")}

@@ -9,7 +9,8 @@ import pytest
 from ingress.asgi import INFOS, server_of
 
 from deployments.interfaces import EngineFailed, EngineInfo
-from serve_app.ingress import VoiceServer, routes
+from serve_app.server import VoiceServer
+from serve_app.web import routes
 
 FALLBACK = EngineInfo(
     "tts",

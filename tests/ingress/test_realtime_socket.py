@@ -9,9 +9,10 @@ from session.calls import active_calls, scripted
 from session.virtual import the_loop, virtual_time
 
 from deployments.interfaces import EngineFailed
+from serve_app.access import is_origin_allowed
 from serve_app.config import Access
-from serve_app.ingress import CLOSE_S, SocketTransport, is_origin_allowed
 from serve_app.session.stages import Engines
+from serve_app.socket_transport import CLOSE_S, SocketTransport
 
 KEY = "sk-right"
 

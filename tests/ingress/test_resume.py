@@ -14,7 +14,7 @@ from session.virtual import the_loop, virtual_time
 
 from serve_app.conversation.commands import HistoryRestored, ResponseDone, ResponseLost
 from serve_app.handshake import NOT_RESUMED, RESUME_HEADER
-from serve_app.ingress import VoiceServer
+from serve_app.server import VoiceServer
 from serve_app.session.replay import replay_file
 from serve_app.session.resumption import StoreUnavailable
 from serve_app.session.session import SERVICE_RESTART, SUPERSEDED

@@ -13,7 +13,7 @@ from session.faulty import Fault, FaultyTranscriber
 from session.virtual import virtual_time
 
 from deployments.options import ScriptedStt
-from serve_app.ingress import VoiceServer
+from serve_app.server import VoiceServer
 from serve_app.session.stages import Engines
 
 COMPLETED = "conversation.item.input_audio_transcription.completed"

@@ -7,7 +7,8 @@ from typing import Any
 from ingress.asgi import Socket, scope
 
 from loadtest.line import Ended, NotOpened, OnText, text_message
-from serve_app.ingress import VoiceServer, routes
+from serve_app.server import VoiceServer
+from serve_app.web import routes
 
 
 class ListeningSocket(Socket):

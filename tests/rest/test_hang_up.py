@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from deployments.interfaces import EngineFailed
 from deployments.options import ScriptedLlm, ScriptedStt, ScriptedTts
-from serve_app.ingress import VoiceServer
 from serve_app.rest.streams import streamed
 from serve_app.rest.transcriptions import hear
+from serve_app.server import VoiceServer
 
 SLOW = {
     "stt": ScriptedStt(latency_s=20),

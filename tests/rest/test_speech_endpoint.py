@@ -15,7 +15,7 @@ from deployments.engines.scripted_code import decode_words
 from deployments.interfaces import SpeechChunk
 from deployments.options import ScriptedTts
 from serve_app.audio.pcm import decode_pcm
-from serve_app.ingress import VoiceServer
+from serve_app.server import VoiceServer
 
 FAST = ScriptedTts(first_audio_s=0, word_s=0.2, realtime_factor=0)
 

@@ -13,8 +13,8 @@ from session.calls import scripted
 
 from deployments.interfaces import BadRequest, Transcript
 from deployments.options import ScriptedStt
-from serve_app.ingress import VoiceServer
 from serve_app.rest.transcriptions import MAX_FILE_BYTES, PIECE_FRAMES, cut
+from serve_app.server import VoiceServer
 
 PATH = "/v1/audio/transcriptions"
 FRAME = 512

@@ -15,7 +15,8 @@ import soundfile
 from openai import AsyncOpenAI
 from session.calls import active_calls, tone
 
-from serve_app.ingress import VoiceServer, routes
+from serve_app.server import VoiceServer
+from serve_app.web import routes
 
 Json = dict[str, Any]
 Audio = npt.NDArray[np.float32]
