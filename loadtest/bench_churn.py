@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import ClientError
+from serve_app.client.connection import ClientError
 
 from .application import Application, ProxyMode, application
 from .caller import caller

@@ -26,7 +26,7 @@ from deployments.engines.scripted import ScriptedChatModel, ScriptedSynthesizer,
 from deployments.interfaces import SpeechDetector
 from deployments.options import LlmOptions, SttOptions, TtsOptions
 from serve_app.audio.pcm import Audio, encode_pcm
-from serve_app.client import FRAME, FRAME_S
+from serve_app.client.microphone import FRAME, FRAME_S
 from serve_app.config import Config
 from serve_app.conversation.conversation import Conversation
 from serve_app.conversation.events import FrameScored, Settings

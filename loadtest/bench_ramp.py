@@ -19,7 +19,7 @@ import yaml
 from ray import serve
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import NotConnected, SessionEnded
+from serve_app.client.connection import NotConnected, SessionEnded
 
 from .application import APPLICATION, RAMP, Application, application, serve_run
 from .bench_turns import SILENCE_MS, STAGE_MS, one_turn

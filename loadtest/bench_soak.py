@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import ClientError
+from serve_app.client.connection import ClientError
 
 from . import usage
 from .application import Application, ProxyMode, application

@@ -8,7 +8,8 @@ import httpx
 from websockets.asyncio.client import connect
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import ClientError, LiveMicrophone, RealtimeClient
+from serve_app.client.connection import ClientError, RealtimeClient
+from serve_app.client.microphone import LiveMicrophone
 
 from .application import Application, ProxyMode, application
 

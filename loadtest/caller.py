@@ -13,16 +13,9 @@ from typing import Any
 import numpy as np
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import (
-    FRAME_S,
-    Arrival,
-    LiveMicrophone,
-    Player,
-    RealtimeClient,
-    Utterance,
-    realtime_client,
-    session_end_alone,
-)
+from serve_app.client.connection import Arrival, RealtimeClient, realtime_client, session_end_alone
+from serve_app.client.microphone import FRAME_S, LiveMicrophone, Utterance
+from serve_app.client.player import Player
 from serve_app.talk import load_recording
 
 STAGES = ("endpointing", "stt", "llm_ttft", "first_segment", "tts_ttfb", "overhead", "total")

@@ -21,7 +21,8 @@ from typing import Any
 import uvloop
 
 from serve_app.audio.pcm import Audio
-from serve_app.client import FRAME_S, RATE
+from serve_app.client.connection import RATE
+from serve_app.client.microphone import FRAME_S
 
 from .caller import onset_s
 from .line import Line, NotOpened, open_line, sound_in

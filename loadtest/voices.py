@@ -13,7 +13,8 @@ from deployments.interfaces import Synthesizer
 from deployments.options import TtsOptions
 from serve_app.audio.pcm import Audio, decode_pcm, encode_pcm
 from serve_app.audio.resampling import StreamingResampler
-from serve_app.client import FRAME, FRAME_S, RATE
+from serve_app.client.connection import RATE
+from serve_app.client.microphone import FRAME, FRAME_S
 
 from .caller import recordings
 from .line import append_message

@@ -22,17 +22,10 @@ from rich.text import Text
 
 from .audio.pcm import Audio
 from .audio.resampling import StreamingResampler
-from .client import (
-    RATE,
-    Arrival,
-    ClientError,
-    LiveMicrophone,
-    Player,
-    RealtimeClient,
-    Utterance,
-    resuming_client,
-    session_end_alone,
-)
+from .client.connection import RATE, Arrival, ClientError, RealtimeClient, session_end_alone
+from .client.microphone import LiveMicrophone, Utterance
+from .client.player import Player
+from .client.resuming import resuming_client
 
 DEFAULT_URL = "ws://127.0.0.1:8000/v1/realtime"
 STAGES = ("endpointing", "stt", "llm_ttft", "first_segment", "tts_ttfb", "overhead", "total")

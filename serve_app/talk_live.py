@@ -13,7 +13,10 @@ from rich.console import Console
 
 from .audio.pcm import Audio, Samples, decode_pcm, pcm_samples
 from .audio.resampling import StreamingResampler
-from .client import FRAME_S, RATE, ClientError, Played, RealtimeClient, resuming_client, session_end_alone
+from .client.connection import RATE, ClientError, RealtimeClient, session_end_alone
+from .client.microphone import FRAME_S
+from .client.player import Played
+from .client.resuming import resuming_client
 
 NO_DEVICE = (
     "This machine offers no {what} ({why}). "

@@ -102,6 +102,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "deployments.interfaces",
         "numpy",
     ),
+    "serve_app/client": ("serve_app.audio.pcm", "numpy", "websockets"),
     "serve_app/stores": ("serve_app.session.resumption", "ray", "redis"),
 }
 
@@ -231,9 +232,9 @@ def _files_of(module: str) -> list[Path]:
     return [file for file in [place.with_suffix(".py"), *packages] if file.is_file()]
 
 
-@pytest.mark.parametrize("name", ["client", "talk", "talk_live"])
+@pytest.mark.parametrize("name", ["client.resuming", "client.microphone", "talk", "talk_live"])
 def test_a_client_needs_no_ray_and_no_engine(name: str):
-    for module in reachable_from(ROOT / f"serve_app/{name}.py"):
+    for module in reachable_from(ROOT / "serve_app" / f"{name.replace('.', '/')}.py"):
         assert module.split(".")[0] not in {"ray", "fastapi", *HEAVY}, f"{name} needs {module}"
 
 
@@ -350,6 +351,6 @@ def test_no_process_loads_a_library_of_an_engine_that_it_does_not_run():
 
 
 def test_a_client_process_loads_no_ray():
-    loaded = loaded_by("serve_app.client", "serve_app.talk")
+    loaded = loaded_by("serve_app.client.resuming", "serve_app.talk")
     assert "websockets" in loaded
     assert not loaded & {"ray", "fastapi", *HEAVY}

@@ -13,7 +13,7 @@ from driver import babble
 from stub_server import ANSWER, LATENCY_MS, LINES, StubServer
 
 from serve_app import talk, talk_live
-from serve_app.client import FRAME
+from serve_app.client.microphone import FRAME
 
 
 def arguments(*words: str) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from ray import serve
 from loadtest.application import APPLICATION
 from loadtest.caller import Caller, caller
 from serve_app.audio.pcm import Audio
-from serve_app.client import SessionEnded
+from serve_app.client.connection import SessionEnded
 from serve_app.talk import load_recording
 
 from .nodes import HOMES, Nodes, nodes

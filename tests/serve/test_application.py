@@ -22,7 +22,7 @@ from deployments.interfaces import BadRequest, ChatMessage, EngineFailed, Sampli
 from loadtest.application import APPLICATION, Application
 from loadtest.caller import caller
 from serve_app.audio.pcm import Audio, encode_pcm
-from serve_app.client import SessionEnded, realtime_client
+from serve_app.client.connection import SessionEnded, realtime_client
 from serve_app.session.engine_clients import RemoteChatModel, RemoteSynthesizer
 from serve_app.talk import load_recording
 

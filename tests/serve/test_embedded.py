@@ -14,7 +14,7 @@ from loadtest.application import ROOT, Application, application
 from serve_app.audio.framing import FrameAssembler
 from serve_app.audio.pcm import Audio, to_audio
 from serve_app.audio.resampling import StreamingResampler
-from serve_app.client import RATE
+from serve_app.client.connection import RATE
 from serve_app.talk import Conversation, hold_conversation, load_recording
 
 pytestmark = [

@@ -21,7 +21,9 @@ from ray.serve.schema import ServeDeploySchema
 from stores.conformance import SUITE, Subject, Test
 
 from loadtest.application import APPLICATION, SCRIPTED, Application, ProxyMode, application, document
-from serve_app.client import Arrival, Player, ResumingClient, resuming_client
+from serve_app.client.connection import Arrival
+from serve_app.client.player import Player
+from serve_app.client.resuming import ResumingClient, resuming_client
 from serve_app.stores.ray_actor import NAME, NAMESPACE, ActorStore
 
 pytestmark = [

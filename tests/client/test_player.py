@@ -5,7 +5,8 @@ import base64
 import numpy as np
 import pytest
 
-from serve_app.client import RATE, Arrival, Player
+from serve_app.client.connection import RATE, Arrival
+from serve_app.client.player import Player
 
 SECOND = np.arange(RATE, dtype=np.int16)
 
