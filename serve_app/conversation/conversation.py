@@ -21,7 +21,8 @@ Rules that must survive edits:
 
 from typing import assert_never
 
-from .answering import Answering, Order
+from .answer import Order
+from .answering import Answering
 from .commands import (
     Command,
     HistoryRestored,

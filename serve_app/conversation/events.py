@@ -3,6 +3,7 @@
 Past tense, frozen, each with the id of what it is about. A fact about work that is no longer wanted is dropped by
 its id in `Conversation.handle`, so whoever reports facts never needs to ask whether they still matter.
 The second half are the client's wishes; each may carry the client's `event_id`, which a refusal quotes.
+`WordTime`, `Tool` and `Call` have twins in `deployments.interfaces`: the core knows no engines, `session.stages` translates.
 """
 
 from dataclasses import dataclass

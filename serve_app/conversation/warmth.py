@@ -11,7 +11,7 @@ followed by a question at once (an item, then `response.create`): so it waits un
 
 from collections.abc import Callable
 
-from .answering import Ended
+from .answer import Ended
 from .commands import Command, Prefill
 from .events import Settings, Tool
 from .history import History

@@ -59,9 +59,9 @@ FAULTS = [
     ),
     Fault(
         "a barge-in in the tail cuts nothing",
-        "answering.py",
+        "truncation.py",
         "        for cut, heard in self._playout.cut(now):\n",
-        "        for cut, heard in self._playout.cut(now) if answer is not None else []:\n",
+        "        for cut, heard in self._playout.cut(now) if under_way is not None else []:\n",
     ),
     Fault(
         "an interrupted answer keeps all that was sent",
@@ -113,7 +113,7 @@ FAULTS = [
     ),
     Fault(
         "a truncation is not clamped",
-        "answering.py",
+        "truncation.py",
         "end_ms = min(end_ms, sent_ms)",
         "end_ms = max(end_ms, 0)",
     ),

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.conversation.answering import NOTHING_GENERATED, NOTHING_SYNTHESIZED, Answering, Order
+from serve_app.conversation.answer import Order
+from serve_app.conversation.answering import NOTHING_SYNTHESIZED, Answering
 from serve_app.conversation.commands import (
     CancelWork,
     Command,
@@ -31,6 +32,7 @@ from serve_app.conversation.events import (
 from serve_app.conversation.history import History
 from serve_app.conversation.parameters import Ids, Parameters
 from serve_app.conversation.timeline import TurnTimeline
+from serve_app.conversation.wording import NOTHING_GENERATED
 
 BROKEN = Failure("llm", "engine_failed", "broken")
 HOPELESS = Failure("llm", "bad_request", "no", retryable=False)
