@@ -8,7 +8,7 @@ from .config import Config
 from .conversation.events import Settings
 from .realtime.session_config import SessionConfig, listening_only
 from .session.resumption import ResumeOptions, SessionSnapshot
-from .session.session import SessionOptions
+from .session.options import SessionOptions
 from .session.stages import TimeLimits
 
 

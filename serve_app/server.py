@@ -52,9 +52,9 @@ from .session.resumption import (
     Token,
     claim,
 )
-from .session.session import SERVICE_RESTART, Session
+from .session.session import Session
 from .session.stages import Engines
-from .session.transport import ConnectionLost
+from .session.transport import SERVICE_RESTART, ConnectionLost
 from .socket_transport import SocketTransport
 
 log = logging.getLogger("voice_serve.server")

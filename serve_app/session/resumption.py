@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from serve_app.conversation.plain import NotReadable, from_plain, to_plain
 from serve_app.conversation.snapshot import Snapshot
-from serve_app.realtime.session_config import AudioFormat, SessionKind
+from serve_app.realtime.session_config import AudioFormat, SessionConfig, SessionKind
 
 log = logging.getLogger("voice_serve.resumption")
 
@@ -94,6 +94,10 @@ class SessionSnapshot:
     output_format: AudioFormat
     model: str
     kind: SessionKind = "realtime"
+
+    @classmethod
+    def of(cls, conversation: Snapshot, config: SessionConfig) -> "SessionSnapshot":
+        return cls(conversation, config.input_format, config.output_format, config.model, config.kind)
 
     def to_json(self) -> str:
         return json.dumps(to_plain(self), ensure_ascii=False, separators=(",", ":"))

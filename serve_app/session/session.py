@@ -12,14 +12,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
-import numpy as np
-import numpy.typing as npt
-
-from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, Sampling
 from serve_app.conversation.commands import (
     CancelTranscription,
     CancelWork,
@@ -30,7 +25,6 @@ from serve_app.conversation.commands import (
     Notice,
     Play,
     Prefill,
-    Refused,
     ResponseDone,
     ResponseStarted,
     Synthesize,
@@ -40,93 +34,29 @@ from serve_app.conversation.commands import (
     Work,
 )
 from serve_app.conversation.conversation import Conversation
-from serve_app.conversation.events import (
-    AudioCommitted,
-    AudioSent,
-    Closed,
-    Event,
-    FrameScored,
-    ResponseId,
-    Returned,
-)
-from serve_app.conversation.parameters import Parameters
+from serve_app.conversation.events import AudioCommitted, Closed, Event, Returned
 from serve_app.realtime import codec
 from serve_app.realtime.client_events import InputAudio
 from serve_app.realtime.errors import ProtocolError
 from serve_app.realtime.mapper import Mapper
-from serve_app.realtime.session_config import SessionConfig, SessionKind
+from serve_app.realtime.session_config import SessionConfig
 
+from .engine_work import EngineWork
 from .input import AudioInput
+from .listening import Listening
+from .observer import Observer
+from .options import SessionOptions
+from .outbox import Outbox, OutgoingAudio
 from .resumption import Lease, NotResumable, SessionSnapshot, Superseded, Token
-from .stages import Engines, PrefillOutcome, StageCalls, TimeLimits
-from .transport import ConnectionLost, Outbox, OutboxFull, OutgoingAudio, Transport
+from .stages import Engines, StageCalls
+from .transport import NORMAL, SERVICE_RESTART, SUPERSEDED, ConnectionLost, Ending, Transport
 
 log = logging.getLogger("voice_serve.session")
 
-NORMAL = 1000
-SUPERSEDED = 4001
-"""A close code of our own (RFC 6455 7.4.2): the session goes on at another socket, and this one must not come back."""
-SERVICE_RESTART = 1012
-"""The IANA registry's code for it: come back, to another replica."""
 REST_POLL_S = 0.05
 """How often a session that is to move looks whether it may."""
-SLICE_S = 1
-"""Appended audio is taken in one second at a time: a minute of it must not hold the loop."""
 UNBROKEN = 16
 """Messages of one client that are taken in without giving the others their turn."""
-LIVE_FRAMES = 4
-"""An append that completes more frames is no microphone's: they need not wait for those of other sessions."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What the operator sets for every session."""
-
-    parameters: Parameters = field(default_factory=Parameters)
-    time_limits: TimeLimits = field(default_factory=TimeLimits)
-    sampling: Sampling = field(default_factory=Sampling)
-    chunk_ms: int = 80
-    max_session_s: float = 3600.0
-    idle_timeout_s: float = 300.0
-    send_s: float = 10.0
-    max_outbox_bytes: int = 4 * 1024 * 1024
-    input_backlog_s: float = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why a session ended: `code` as in RFC 6455 7.4.1, `reason` a sentence for the client."""
-
-    code: int
-    reason: str
-    is_peer_gone: bool = False
-
-    @property
-    def is_final(self) -> bool:
-        """The session is over; after any other end it can be resumed."""
-        return self.code == NORMAL
-
-
-class Observer(Protocol):
-    """Is told what an operator wants to know. Must not block."""
-
-    def turn_done(self, session_id: str, done: ResponseDone) -> None: ...
-
-    def draft_ended(self, session_id: str, *, wasted_tokens: int | None) -> None:
-        """An answer begun before the end of the turn was dropped; None: it was confirmed."""
-        ...
-
-    def transcribed(
-        self, session_id: str, kind: SessionKind, heard: TranscriptCompleted | TranscriptFailed
-    ) -> None:
-        """A turn of the user has been put into words, or could not be."""
-        ...
-
-    def prefill_ended(self, session_id: str, outcome: PrefillOutcome) -> None: ...
-
-    def event_handled(self, session_id: str, event: Event | None, now: float) -> None:
-        """Every fact with its time, None for a tick: what a replay needs."""
-        ...
 
 
 class Session:
@@ -160,16 +90,28 @@ class Session:
             snapshot=lease.snapshot.conversation if lease and lease.snapshot else None,
         )
         self._mapper = Mapper(session_id, config)
-        self._detector = engines.make_detector()
         self._input = AudioInput(max_turn_s=options.parameters.max_turn_s, backlog_s=options.input_backlog_s)
-        self._forgets_at = 0
-        self._output_format = config.output_format
-        """Of the answer under way: the client was told it with `response.created`, or will be."""
-        self._last_generated: ResponseId | None = None
+        self._listening = Listening(
+            self._conversation,
+            engines.make_detector(),
+            self._input,
+            backlog_s=options.input_backlog_s,
+            report=self._decide,
+        )
         self._calls = StageCalls(
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
-        self._outbox = Outbox(options.max_outbox_bytes)
+        self._tasks = asyncio.TaskGroup()
+        self._work = EngineWork(session_id, self._tasks, self._calls, self._input, self._mapper, observer)
+        self._lasting: list[asyncio.Task[None]] = []
+        """Tasks that nothing but the end of the session ends."""
+        self._outbox = Outbox(
+            transport,
+            max_bytes=options.max_outbox_bytes,
+            send_s=options.send_s,
+            report=self._decide,
+            end=self.end,
+        )
         self._greeted = asyncio.Event()
         self._is_draining = False
         self._loop = asyncio.get_running_loop()
@@ -178,29 +120,24 @@ class Session:
         self._is_deciding = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
-        self._work: dict[object, set[asyncio.Task[None]]] = {}
-        self._audio_lasts_until = self._loop.time()
-        """When the audio taken in so far would be over if it were live."""
         self._last_event_at = self._loop.time()
 
     async def run(self) -> Ending:
         """Until the session ends. Cancelling it ends the session too."""
         last = None
         try:
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                pumps = [
-                    tasks.create_task(pump(), name=f"{pump.__name__}-{self.session_id}")
-                    for pump in (self._read, self._write, self._watch, self._keep)
-                ]
+            async with self._tasks:
+                for pump in (self._read, self._outbox.write, self._watch, self._keep):
+                    self._begin(pump(), pump.__name__)
                 try:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
                     self._disarm()
                     last = self._snapshot()
                     self._conversation.handle(Closed(), self._loop.time())
-                for task in [*pumps, *(task for work in self._work.values() for task in work)]:
+                for task in self._lasting:
                     task.cancel()
+                self._work.cancel_all()
         except BaseExceptionGroup as group:
             ending = self._fault(group)
         except asyncio.CancelledError:  # in HAProxy mode the news that the peer is gone may come so
@@ -212,6 +149,9 @@ class Session:
         if not ending.is_peer_gone:
             await self._transport.close(ending.code, ending.reason)
         return ending
+
+    def _begin(self, course: Coroutine[Any, Any, None], name: str) -> None:
+        self._lasting.append(self._tasks.create_task(course, name=f"{name}-{self.session_id}"))
 
     async def _greet(self) -> None:
         """The first events; nothing is taken in before they are on their way."""
@@ -231,10 +171,10 @@ class Session:
         log.error("session failed", exc_info=group, extra={"session": self.session_id})
         return Ending(1011, "internal error")
 
-    def end(self, code: int, reason: str, *, is_peer_gone: bool = False) -> None:
+    def end(self, ending: Ending) -> None:
         """Ask the session to end; the first reason counts."""
         if not self._over.done():
-            self._over.set_result(Ending(code, reason, is_peer_gone))
+            self._over.set_result(ending)
 
     # --- moving -----------------------------------------------------------------------------------------------------
 
@@ -242,13 +182,13 @@ class Session:
         """The session is to move: its client is told, and it ends when nobody would hear it, or after the grace."""
         if not self._over.done() and not self._is_draining:
             self._is_draining = True
-            self._spawn("move", self._move(grace_s), "move")
+            self._begin(self._move(grace_s), "move")
 
     def hand_over(self, token: Token) -> None:
         """Its client is back on another socket and has shown `token`. Raises NotResumable if it is not this session's."""
         if self._lease is None or not self._lease.is_opened_by(token):
             raise NotResumable
-        self.end(SUPERSEDED, "this session was resumed on another socket")
+        self.end(Ending(SUPERSEDED, "this session was resumed on another socket"))
 
     async def _move(self, grace_s: float) -> None:
         deadline = self._loop.time() + grace_s
@@ -258,18 +198,12 @@ class Session:
         # The end of playout is no event, and rest must have come after all that is decided on the way.
         while not self._conversation.is_at_rest(self._loop.time()) and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(REST_POLL_S)
-        self.end(SERVICE_RESTART, "this server is being replaced: connect again, with the resume token")
+        self.end(
+            Ending(SERVICE_RESTART, "this server is being replaced: connect again, with the resume token")
+        )
 
     def _snapshot(self) -> str:
-        config = self._mapper.config
-        kept = SessionSnapshot(
-            self._conversation.snapshot(),
-            config.input_format,
-            config.output_format,
-            config.model,
-            config.kind,
-        )
-        return kept.to_json()
+        return SessionSnapshot.of(self._conversation.snapshot(), self._mapper.config).to_json()
 
     async def _keep(self) -> None:
         if self._lease is None:
@@ -277,7 +211,7 @@ class Session:
         try:
             await self._lease.keep(self._snapshot)
         except Superseded:
-            self.end(SUPERSEDED, "this session was resumed on another socket")
+            self.end(Ending(SUPERSEDED, "this session was resumed on another socket"))
 
     async def _leave(self, last: str | None, *, is_final: bool) -> None:
         """The last word to the store: what the session comes to, or that it is over."""
@@ -293,11 +227,13 @@ class Session:
                 frame = await self._transport.receive()
             except ConnectionLost as lost:
                 code = NORMAL if lost.is_deliberate else 1001
-                self.end(code, "the client left", is_peer_gone=True)
+                self.end(Ending(code, "the client left", is_peer_gone=True))
                 return
             self._last_event_at = self._loop.time()
             if isinstance(frame, bytes):
-                self.end(1003, "binary frames are not part of this protocol; send JSON in text frames")
+                self.end(
+                    Ending(1003, "binary frames are not part of this protocol; send JSON in text frames")
+                )
                 return
             try:
                 await self._take_in(frame)
@@ -307,60 +243,17 @@ class Session:
                 await asyncio.sleep(0)
 
     async def _take_in(self, frame: str) -> None:
-        event = codec.decode(frame, self._mapper.config.input_format)
+        audio_format = self._mapper.config.input_format
+        event = codec.decode(frame, audio_format)
         if isinstance(event, InputAudio):
-            await self._hear(event)
+            refusal = await self._listening.hear(event, audio_format)
+            if refusal is not None:
+                self._tell(refusal)
             return
         wish = self._mapper.wish(event)
         if isinstance(wish, AudioCommitted):
-            self._hear_silence(0)
+            self._listening.hear_silence(0)
         self._decide(wish)
-
-    async def _hear(self, event: InputAudio) -> None:
-        if self._is_too_far_ahead(event):
-            return
-        audio_format, encoded = self._mapper.config.input_format, event.encoded
-        size = SLICE_S * audio_format.rate * audio_format.sample_bytes
-        for start in range(0, len(encoded), size):
-            frames = self._input.append(encoded[start : start + size], audio_format)
-            is_live = len(frames) <= LIVE_FRAMES
-            for frame in frames:
-                self._decide(FrameScored(DETECTOR_FRAME, await self._probability(frame, is_live=is_live)))
-            if len(encoded) >= size:
-                self._forget_input()
-                await asyncio.sleep(0)
-        self._forget_input()
-
-    def _forget_input(self) -> None:
-        """Let go of what will not be transcribed, a second at a time."""
-        if self._input.end >= self._forgets_at:
-            self._forgets_at = self._input.end + TRANSCRIBER_RATE
-            self._input.forget(self._conversation.input_needed_from)
-
-    async def _probability(self, frame: npt.NDArray[np.float32], *, is_live: bool) -> float:
-        if self._conversation.settings.turn_detection is None:
-            return 0.0
-        return await self._detector.hear(frame) if is_live else self._detector.probability(frame)
-
-    def _is_too_far_ahead(self, event: InputAudio) -> bool:
-        now, audio_format = self._loop.time(), self._mapper.config.input_format
-        seconds = len(event.encoded) / (audio_format.rate * audio_format.sample_bytes)
-        lasts_until = max(self._audio_lasts_until, now) + seconds
-        ahead, limit = lasts_until - now, self._options.input_backlog_s
-        if ahead <= limit:
-            self._audio_lasts_until = lasts_until
-            return False
-        message = (
-            f"This part ends {ahead:.0f} s ahead of real time and at most {limit:g} s are taken. "
-            "It was dropped: send it again later."
-        )
-        self._tell(Refused("input_audio_too_fast", message, "audio", event.event_id))
-        return True
-
-    def _hear_silence(self, samples: int) -> None:
-        """Zeros up to the end of a frame, so that the conversation's position is that of all audio taken in."""
-        for _ in range(self._input.append_silence(samples)):
-            self._decide(FrameScored(DETECTOR_FRAME, 0.0))
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -418,17 +311,12 @@ class Session:
 
     def _do(self, work: Work) -> None:
         match work:
-            case Transcribe() | JudgeTurn():
-                self._listen_to(work)
-            case Prefill() | Generate():
-                self._cancel(Prefill)
-                self._ask(work)
-            case Synthesize(response_id):
-                self._spawn(response_id, self._calls.synthesize(work, self._output_format), "tts")
+            case Transcribe() | JudgeTurn() | Prefill() | Generate() | Synthesize():
+                self._work.begin(work)
             case CancelTranscription(transcription_id):
-                self._cancel(transcription_id)
+                self._work.cancel(transcription_id)
             case CancelWork(response_id, wasted_tokens):
-                self._cancel(response_id)
+                self._work.cancel(response_id)
                 if wasted_tokens is not None:
                     self._observer.draft_ended(self.session_id, wasted_tokens=wasted_tokens)
                 self._calls.forget(response_id)
@@ -436,53 +324,11 @@ class Session:
             case Play(response_id, item_id, chunk_id):
                 _, encoded = self._calls.chunks.pop(chunk_id)
                 text = self._mapper.audio_delta(response_id, item_id, encoded)
-                self._enqueue(OutgoingAudio(chunk_id, response_id, text))
+                self._outbox.put(OutgoingAudio(chunk_id, response_id, text))
             case InsertSilence(samples):
-                self._hear_silence(samples)
+                self._listening.hear_silence(samples)
             case _:
                 assert_never(work)
-
-    def _listen_to(self, work: Transcribe | JudgeTurn) -> None:
-        pcm = self._input.read(work.start, work.stop)
-        match work:
-            case Transcribe(transcription_id):
-                self._spawn(transcription_id, self._calls.transcribe(work, pcm), "stt")
-            case JudgeTurn():
-                self._cancel(JudgeTurn)  # an opinion on an older pause is of no use
-                self._spawn(JudgeTurn, self._calls.judge(work, pcm), "turn")
-            case _:
-                assert_never(work)
-
-    def _ask(self, work: Prefill | Generate) -> None:
-        if isinstance(work, Prefill):
-            self._spawn(Prefill, self._prefill(work), "prefill")
-            return
-        if work.response_id != self._last_generated:  # a second try keeps the format of the first
-            self._last_generated = work.response_id
-            self._output_format = self._mapper.config.output_format
-        self._spawn(work.response_id, self._calls.generate(work), "llm")
-
-    async def _prefill(self, prefill: Prefill) -> None:
-        outcome: PrefillOutcome = "superseded"
-        try:
-            outcome = await self._calls.prefill(prefill)
-        finally:
-            self._observer.prefill_ended(self.session_id, outcome)
-
-    def _spawn(self, key: object, call: Coroutine[Any, Any, None], stage: str) -> None:
-        task = self._tasks.create_task(call, name=f"{stage}-{key}-{self.session_id}")
-        self._work.setdefault(key, set()).add(task)
-        task.add_done_callback(lambda done: self._discard(key, done))
-
-    def _discard(self, key: object, task: asyncio.Task[None]) -> None:
-        running = self._work.get(key, set())
-        running.discard(task)
-        if not running:
-            self._work.pop(key, None)
-
-    def _cancel(self, key: object) -> None:
-        for task in self._work.pop(key, set()):
-            task.cancel()
 
     def _tell(self, notice: Notice) -> None:
         if isinstance(notice, ResponseStarted) and notice.was_drafted:
@@ -494,44 +340,23 @@ class Session:
         elif isinstance(notice, TranscriptCompleted | TranscriptFailed):
             self._observer.transcribed(self.session_id, self._mapper.config.kind, notice)
 
-    # --- out --------------------------------------------------------------------------------------------------------
-
     def _send(self, event: dict[str, object]) -> None:
-        self._enqueue(codec.encode(event))
+        self._outbox.put(codec.encode(event))
 
-    def _enqueue(self, frame: str | OutgoingAudio) -> None:
-        try:
-            self._outbox.put(frame)
-        except OutboxFull:
-            limit = self._options.max_outbox_bytes
-            self.end(1008, f"the client reads too slowly: {limit} bytes wait for it")
-
-    async def _write(self) -> None:
-        while True:
-            frame = await self._outbox.get()
-            text = frame if isinstance(frame, str) else frame.text
-            try:
-                async with asyncio.timeout(self._options.send_s):
-                    await self._transport.send(text)
-            except TimeoutError:
-                self.end(1008, f"the client has read nothing for {self._options.send_s:g} s")
-                return
-            except ConnectionLost:
-                self.end(1001, "the client left", is_peer_gone=True)
-                return
-            if isinstance(frame, OutgoingAudio):
-                self._decide(AudioSent(frame.chunk_id))
+    # --- its limits -------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """The limits on a session's length and on its silence."""
+        """A session's length and its silence are bounded."""
         began = self._loop.time()
         longest, idle = self._options.max_session_s, self._options.idle_timeout_s
         while True:
             now = self._loop.time()
             if now >= began + longest:
-                self.end(1000, f"the session has lasted {longest:g} s, the most that this server allows")
+                self.end(
+                    Ending(1000, f"the session has lasted {longest:g} s, the most that this server allows")
+                )
                 return
             if now >= self._last_event_at + idle:
-                self.end(1000, f"nothing came from the client for {idle:g} s")
+                self.end(Ending(1000, f"nothing came from the client for {idle:g} s"))
                 return
             await asyncio.sleep(min(began + longest, self._last_event_at + idle) - now)

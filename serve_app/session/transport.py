@@ -1,11 +1,27 @@
-"""The socket as a session sees it, and the queue of what waits to be sent on it."""
+"""The socket as a session sees it, and why it is closed."""
 
-import asyncio
-from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve_app.conversation.events import ChunkId, ResponseId
+NORMAL = 1000
+SUPERSEDED = 4001
+"""A close code of our own (RFC 6455 7.4.2): the session goes on at another socket, and this one must not come back."""
+SERVICE_RESTART = 1012
+"""The IANA registry's code for it: come back, to another replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a session ended: `code` as in RFC 6455 7.4.1, `reason` a sentence for the client."""
+
+    code: int
+    reason: str
+    is_peer_gone: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """The session is over; after any other end it can be resumed."""
+        return self.code == NORMAL
 
 
 class ConnectionLost(Exception):
@@ -29,65 +45,3 @@ class Transport(Protocol):
     async def close(self, code: int, reason: str) -> None:
         """Never raises and never waits long; `code` and `reason` as in RFC 6455 7.4, the reason cut to 123 bytes."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class OutgoingAudio:
-    """A chunk whose `AudioSent` is awaited."""
-
-    chunk_id: ChunkId
-    response_id: ResponseId
-    text: str
-
-
-class OutboxFull(Exception):
-    """The client reads too slowly for what it asks for."""
-
-
-class Outbox:
-    """What one session has yet to send, in order; one writer takes from it.
-
-    Of audio it never holds more than one chunk (`Playout` waits for `AudioSent`), so what fills it are the events
-    that a client's own requests cause.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._frames: deque[str | OutgoingAudio] = deque()
-        self._bytes = 0
-        self._filled = asyncio.Event()
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def put(self, frame: str | OutgoingAudio) -> None:
-        """Raises OutboxFull."""
-        self._bytes += _size(frame)
-        if self._bytes > self._max_bytes:
-            raise OutboxFull
-        self._frames.append(frame)
-        self._filled.set()
-
-    async def get(self) -> str | OutgoingAudio:
-        while not self._frames:
-            self._filled.clear()
-            await self._filled.wait()
-        frame = self._frames.popleft()
-        self._bytes -= _size(frame)
-        return frame
-
-    def clear(self) -> None:
-        self._frames.clear()
-        self._bytes = 0
-
-    def drop_audio(self, response_id: ResponseId) -> None:
-        """Forget the unsent sound of a response that was interrupted."""
-        kept = [
-            f for f in self._frames if not (isinstance(f, OutgoingAudio) and f.response_id == response_id)
-        ]
-        self._frames = deque(kept)
-        self._bytes = sum(map(_size, kept))
-
-
-def _size(frame: str | OutgoingAudio) -> int:
-    return len(frame if isinstance(frame, str) else frame.text)

@@ -17,7 +17,7 @@ from serve_app.handshake import NOT_RESUMED, RESUME_HEADER
 from serve_app.server import VoiceServer
 from serve_app.session.replay import replay_file
 from serve_app.session.resumption import StoreUnavailable
-from serve_app.session.session import SERVICE_RESTART, SUPERSEDED
+from serve_app.session.transport import SERVICE_RESTART, SUPERSEDED
 from serve_app.stores.memory import MemoryStore
 
 KEY = "sk-right"

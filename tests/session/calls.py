@@ -50,9 +50,10 @@ from serve_app.audio.pcm import (
 from serve_app.conversation.commands import ResponseDone
 from serve_app.conversation.events import Event, Settings
 from serve_app.realtime.session_config import AudioFormat, SessionConfig
-from serve_app.session.session import Ending, Session, SessionOptions
+from serve_app.session.options import SessionOptions
+from serve_app.session.session import Session
 from serve_app.session.stages import Engines, PrefillOutcome
-from serve_app.session.transport import ConnectionLost
+from serve_app.session.transport import ConnectionLost, Ending
 
 from .virtual import the_loop
 

@@ -20,8 +20,9 @@ from serve_app.conversation.events import (
     TokensGenerated,
 )
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 from serve_app.session.stages import Engines
+from serve_app.session.transport import Ending
 
 BRISK = Settings(instructions="Be brief.", turn_detection=ServerVad(silence_duration_ms=200))
 SEND_S, IDLE_S = 1.0, 2.0
@@ -238,8 +239,8 @@ async def test_a_session_ends_when_nothing_comes_from_the_client():
 async def test_the_first_reason_counts():
     async with calling(microphone=False) as call:
         call.send(b"")
-        call.session.end(1000, "too late")
-        call.session.end(1008, "and again")
+        call.session.end(Ending(1000, "too late"))
+        call.session.end(Ending(1008, "and again"))
         await call.sleep_until(0.1)
         assert call.transport.closed == (1000, "too late")
 

@@ -11,7 +11,7 @@ from session.virtual import virtual_time
 
 from deployments.options import ScriptedLlm, ScriptedTts
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 from serve_app.session.stages import Engines, TimeLimits
 
 LIMIT_S = 0.5

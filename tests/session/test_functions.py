@@ -8,7 +8,7 @@ from session.virtual import virtual_time
 
 from deployments.interfaces import NO_TOOLS, ChatMessage, Tool, ToolCall, Tools, ToolsNotSupported
 from deployments.options import ScriptedLlm
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 from serve_app.session.stages import Calls, TimeLimits, ToolCallDelta
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -10,7 +10,7 @@ from session.virtual import the_loop, virtual_time
 from deployments.interfaces import Transcript
 from serve_app.conversation.events import Settings
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 
 MS = pytest.approx
 QUESTION = user_says(at=0.48, for_s=0.96)

@@ -23,7 +23,7 @@ from deployments.interfaces import (
 from deployments.options import LlmOptions, ScriptedLlm
 from serve_app.conversation.events import Settings
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 from serve_app.session.stages import PREFILL_S
 
 INSTRUCTIONS = " ".join(["rule"] * 99)

@@ -15,8 +15,8 @@ from serve_app.conversation.events import ServerVad, Settings, Tool, ToolChoice
 from serve_app.observability import SessionLog, TurnObserver
 from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig
+from serve_app.session.options import SessionOptions
 from serve_app.session.replay import from_record, replay, replay_file, to_record
-from serve_app.session.session import SessionOptions
 
 SETTINGS = Settings(instructions="Be brief.", voice="any")
 

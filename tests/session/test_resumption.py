@@ -27,7 +27,7 @@ from serve_app.session.resumption import (
     Token,
     claim,
 )
-from serve_app.session.session import SERVICE_RESTART, SUPERSEDED
+from serve_app.session.transport import SERVICE_RESTART, SUPERSEDED, Ending
 from serve_app.stores.memory import MemoryStore
 
 OPTIONS = ResumeOptions(within_s=60)
@@ -324,7 +324,7 @@ async def test_who_says_goodbye_is_forgotten():
     store = Store()
     async with resumable(store, microphone=False) as call:
         await call.until("session.created")
-        call.session.end(1000, "the client left", is_peer_gone=True)
+        call.session.end(Ending(1000, "the client left", is_peer_gone=True))
     with pytest.raises(NotResumable):
         await claim(GuardedStore(store, OPTIONS), OPTIONS, token_of(call))
 

@@ -11,7 +11,7 @@ from session.virtual import virtual_time
 from deployments.interfaces import EngineFailed
 from serve_app.conversation.events import ServerVad, Settings, TurnJudged
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 from serve_app.session.stages import Engines
 
 SEMANTIC = Settings(instructions="Be brief.", voice="any", turn_detection=ServerVad(eagerness="low"))

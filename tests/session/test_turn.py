@@ -19,7 +19,7 @@ from session.virtual import virtual_time
 from deployments.options import ScriptedLlm, ScriptedStt, ScriptedTts
 from serve_app.conversation.events import ServerVad, Settings
 from serve_app.conversation.parameters import Parameters
-from serve_app.session.session import SessionOptions
+from serve_app.session.options import SessionOptions
 
 QUESTION = user_says(at=0.48, for_s=0.96)
 """Begins and ends with a frame of the detector (32 ms) and with an append of the microphone (20 ms)."""
