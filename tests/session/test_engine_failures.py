@@ -76,6 +76,18 @@ async def test_one_more_try_is_made_and_nobody_notices(stage: str, kind: Any):
         await assert_next_turn_works(call)
 
 
+@virtual_time
+async def test_the_second_try_speaks_in_the_format_that_the_client_was_told():
+    async with calling(engines=engines_with("llm", Fault("hangs")), options=OPTIONS, append_s=0.1) as call:
+        call.says(at=0.1, for_s=0.5)
+        created = await call.until("response.created")
+        assert created["response"]["audio"]["output"]["format"]["type"] == "audio/pcm"
+        call.configure(audio={"output": {"format": {"type": "audio/pcmu"}}})
+        done = await call.until("response.done")
+        assert done["response"]["status"] == "completed"
+        assert call.player.whole_words(done["response"]["output"][0]["id"], word_s=0.1) == list(range(6))
+
+
 @pytest.mark.parametrize(("stage", "kind"), FAILURES)
 @virtual_time
 async def test_a_second_failure_ends_the_answer_with_a_reason(stage: str, kind: Any):
