@@ -7,8 +7,8 @@ from deployments.interfaces import Sampling
 from .config import Config
 from .conversation.events import Settings
 from .realtime.session_config import SessionConfig, listening_only
-from .session.resumption import ResumeOptions, SessionSnapshot
 from .session.options import SessionOptions
+from .session.resumption import ResumeOptions, SessionSnapshot
 from .session.stages import TimeLimits
 
 
