@@ -7,17 +7,18 @@ Each barge-in is answered, and then the same recording is said again into silenc
 first comes than that to the second, each from its own end of speech, is what a barge-in costs the turn that it begins.
 """
 
+import argparse
 import asyncio
 import random
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from serve_app.audio.pcm import Audio
 
-from .application import SCRIPTED, Application, ProxyMode, application
+from .application import Application, application
 from .bench_turns import PAUSE_MS
-from .caller import Caller, caller, onset_s, percentile
+from .caller import Caller, caller, has_onset, onset_s, percentile
+from .command import Commands, add_command, sentences, strings
 
 PREFIX_MS = 300.0
 FRAME_MS = 32.0
@@ -136,16 +137,25 @@ async def all_barge_ins(
     return measured
 
 
-def run(
-    clips: dict[str, Audio], *, proxy: ProxyMode, trials: int, everything: bool, config: Path = SCRIPTED
-) -> None:
-    """`everything`: with drafts, interim transcripts and semantic_vad."""
-    args = BUSY | (EVERYTHING if everything else PLAIN)
-    with application(config, args, proxy=proxy) as app:
-        measured = asyncio.run(all_barge_ins(app, clips, trials))
+def add_parser(commands: Commands) -> None:
+    command = add_command(commands, "barge-in", run, "from onset to silence")
+    command.add_argument("--trials", type=int, default=40)
+    command.add_argument("--sentences", action="store_true", help="the sentences, not the strings of digits")
+    command.add_argument(
+        "--everything", action="store_true", help="with drafts, interim transcripts and semantic_vad"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    # Only where a recording is cut close to the speech is the onset of energy the onset of speech.
+    clear = {n: c for n, c in sentences(args).items() if has_onset(c)} if args.sentences else strings(args)
+    with application(args=BUSY | (EVERYTHING if args.everything else PLAIN), proxy=args.proxy) as app:
+        measured = asyncio.run(all_barge_ins(app, clear, args.trials))
         counted = {name: asyncio.run(app.stats(name)) for name in ENGINES}
-    with_what = "drafts, interims, semantic_vad" if everything else "server_vad, no drafts"
-    print(f"{len(measured)} of {trials} interrupted, proxy {proxy}, {with_what}, one session at a time")
+    with_what = "drafts, interims, semantic_vad" if args.everything else "server_vad, no drafts"
+    print(
+        f"{len(measured)} of {args.trials} interrupted, proxy {args.proxy}, {with_what}, one session at a time"
+    )
     print(f"{'ms':>22} {'p50':>8} {'p95':>8} {'max':>8}")
     for field in (field.name for field in fields(BargeIn) if field.name != "stale_chunks"):
         values = [value for result in measured if (value := getattr(result, field)) is not None]

@@ -3,10 +3,10 @@
 Through Serve handles, on the engines of config.yaml; one caller.
 """
 
+import argparse
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -16,8 +16,9 @@ from serve_app.audio.pcm import Audio, encode_pcm
 from serve_app.audio.resampling import StreamingResampler
 from serve_app.session.engine_clients import RemoteChatModel, RemoteSynthesizer, RemoteTranscriber
 
-from .application import APPLICATION, application
+from .application import APPLICATION, ROOT, application
 from .caller import percentile
+from .command import Commands, add_command, sentences
 
 LONG_TEXT = (
     "This is a long sentence that goes on and on, so that the engine is still at work when it is stopped. "
@@ -97,15 +98,22 @@ async def all_figures(question: Audio, trials: int) -> dict[str, tuple[list[floa
     }
 
 
-def run(config: Path, question: Audio, trials: int) -> None:
+def add_parser(commands: Commands) -> None:
+    what = "how soon engines take new work after a cancelled call"
+    command = add_command(commands, "cancel", run, what)
+    command.add_argument("--trials", type=int, default=10)
+
+
+def run(args: argparse.Namespace) -> None:
     embedded = {
         "llm": {"model": "embedded:smollm2-135m"},
         "stt": {"engine": "pocketsphinx"},
         "tts": {"engine": "espeak"},
     }
-    with application(config, embedded) as _:
-        figures = asyncio.run(all_figures(question, trials))
-    print(f"embedded engines, {trials} trials; ms, p50 / p95")
+    question = sentences(args)["LJ002-0020"]
+    with application(ROOT / "config.yaml", embedded) as _:
+        figures = asyncio.run(all_figures(question, args.trials))
+    print(f"embedded engines, {args.trials} trials; ms, p50 / p95")
     for name, (at_rest, after_cancel) in figures.items():
         shares = [percentile(values, share) for values in (at_rest, after_cancel) for share in (0.5, 0.95)]
         print(

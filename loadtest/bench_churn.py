@@ -1,5 +1,6 @@
 """Sessions that come and go at random moments: nothing of them may stay behind."""
 
+import argparse
 import asyncio
 import random
 from contextlib import suppress
@@ -10,8 +11,9 @@ import httpx
 from serve_app.audio.pcm import Audio
 from serve_app.client.connection import ClientError
 
-from .application import Application, ProxyMode, application
+from .application import Application, application
 from .caller import caller
+from .command import Commands, add_command, sentences
 
 ENGINES = ("SpeechToText", "LanguageModel", "TextToSpeech")
 
@@ -47,10 +49,16 @@ async def rounds(app: Application, questions: list[Audio], sessions: int) -> lis
     return [await one_round(app, questions, sessions, seed) for seed in (1, 2)]
 
 
-def run(questions: list[Audio], sessions: int, proxy: ProxyMode) -> None:
-    with application(proxy=proxy) as app:
+def add_parser(commands: Commands) -> None:
+    command = add_command(commands, "churn", run, "sessions dropped at random moments")
+    command.add_argument("--sessions", type=int, default=200)
+
+
+def run(args: argparse.Namespace) -> None:
+    questions = list(sentences(args).values())
+    with application(proxy=args.proxy) as app:
         before = httpx.get(f"{app.http}/healthz").json()
-        warm, after = asyncio.run(rounds(app, questions, sessions))
-    print(f"{sessions} sessions a round, dropped at random moments, proxy {proxy}")
+        warm, after = asyncio.run(rounds(app, questions, args.sessions))
+    print(f"{args.sessions} sessions a round, dropped at random moments, proxy {args.proxy}")
     print(f"before   {before}\nwarm     {warm}\nafter    {after}")
     print(f"RSS after / warm: {after['rss_mb'] / warm['rss_mb']:.3f}")

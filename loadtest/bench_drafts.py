@@ -11,6 +11,7 @@ words belong to which draft. Against that stands what the caller received, which
 - A trace is: sound, words, an event or a prompt that holds anything of a draft that was dropped.
 """
 
+import argparse
 import asyncio
 import json
 import tempfile
@@ -34,6 +35,7 @@ from serve_app.session.replay import from_record, replay_file
 from .application import ROOT, SCRIPTED, Application, ProxyMode, application
 from .bench_endpointing import heard
 from .caller import Caller, caller, percentile
+from .command import SHARED, Commands, add_command, sentences, strings
 
 Engines = Literal["scripted", "pocketsphinx", "whisper-digits"]
 Vad = Literal["server_vad", "semantic_vad"]
@@ -335,24 +337,37 @@ def _log_of(seen: Seen, logs: Mapping[str, Told]) -> str:
     return name
 
 
-def run(
-    engines: Engines,
-    audio: Mapping[str, Audio],
-    *,
-    count: int,
-    drafts: int,
-    sessions: int,
-    proxy: ProxyMode,
-    models: Path,
-) -> None:
-    clips = clips_of(audio, count)
-    paused = sum(bool(clip.pauses) for clip in clips)
-    print(
-        f"\n{engines}: {len(clips)} recordings, {paused} with inner pauses, {sessions} at a time, proxy {proxy}"
+def add_parser(commands: Commands) -> None:
+    what = "answers begun ahead of the end of the turn, on and off"
+    command = add_command(commands, "drafts", run, what)
+    command.add_argument(
+        "--engines",
+        nargs="+",
+        choices=("scripted", "pocketsphinx", "whisper-digits"),
+        default=["scripted", "pocketsphinx", "whisper-digits"],
+        help="ears; the laptop's have SmolLM2 and espeak with them (default: all)",
     )
-    for limit in (0, drafts):
-        turns, counted = one_run(engines, clips, limit, sessions, proxy, models)
-        report(limit, turns, counted)
+    command.add_argument(
+        "--models", type=Path, default=SHARED / "models", help="folder of the digits' Whisper"
+    )
+    command.add_argument("--clips", type=int, default=8, help="recordings, half of them with inner pauses")
+    command.add_argument("--drafts", type=int, default=3, help="of a turn, at most, where they are on")
+    command.add_argument(
+        "--sessions", type=int, default=1, help="at a time (a laptop's engines share its cores: 1)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    for engines in args.engines:
+        clips = clips_of(strings(args) if engines == "whisper-digits" else sentences(args), args.clips)
+        paused = sum(bool(clip.pauses) for clip in clips)
+        print(
+            f"\n{engines}: {len(clips)} recordings, {paused} with inner pauses, {args.sessions} at a time, "
+            f"proxy {args.proxy}"
+        )
+        for limit in (0, args.drafts):
+            turns, counted = one_run(engines, clips, limit, args.sessions, args.proxy, args.models)
+            report(limit, turns, counted)
 
 
 def report(limit: int, turns: Sequence[Turn], counted: float) -> None:

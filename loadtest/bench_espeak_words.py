@@ -5,6 +5,7 @@ word, the first two, and so on: where such a beginning falls silent, its last wo
 samples that had been played at the cut, and the words that the server's history kept.
 """
 
+import argparse
 import asyncio
 import random
 from collections import Counter
@@ -16,8 +17,9 @@ from deployments.interfaces import Synthesizer
 from deployments.options import TtsOptions
 from serve_app.audio.pcm import Audio, decode_pcm
 
-from .application import SCRIPTED, Application, ProxyMode, application
+from .application import Application, application
 from .caller import Caller, caller
+from .command import Commands, add_command, strings
 
 VOICE = "en-us"
 ANSWER = (
@@ -90,14 +92,21 @@ async def all_cuts(
     return off
 
 
-def run(clips: list[Audio], cuts: int, proxy: ProxyMode) -> None:
-    args = {
+def add_parser(commands: Commands) -> None:
+    what = "the same with a real voice, judged from the waveform"
+    command = add_command(commands, "heard-espeak", run, what)
+    command.add_argument("--cuts", type=int, default=20)
+
+
+def run(args: argparse.Namespace) -> None:
+    changes = {
         "llm": {"scripted": {"answers": [ANSWER], "tokens_per_s": 100}},
         "tts": {"engine": "espeak", "voice": VOICE},
     }
+    clips = list(strings(args).values())
     voice: Synthesizer = create(TtsOptions(engine="espeak"))
-    with application(SCRIPTED, args, proxy=proxy) as app:
-        off = asyncio.run(all_cuts(app, voice, clips, cuts, 22_050))
+    with application(args=changes, proxy=args.proxy) as app:
+        off = asyncio.run(all_cuts(app, voice, clips, args.cuts, 22_050))
     print(
-        f"{cuts} cuts of espeak: words kept less words played, by the waveform: {dict(sorted(off.items()))}"
+        f"{args.cuts} cuts of espeak: words kept less words played, by the waveform: {dict(sorted(off.items()))}"
     )

@@ -7,6 +7,7 @@ The kernel and HAProxy are not in it; `sessions` has them. The best of several r
 machine changes little.
 """
 
+import argparse
 import asyncio
 import base64
 import time
@@ -37,6 +38,8 @@ from serve_app.session.input import AudioInput
 from serve_app.session.stages import Engines
 from serve_app.web import routes
 
+from .command import Commands, add_command, noises
+
 ROUNDS = 7
 FRAMES = 1500
 SESSIONS = 20
@@ -46,8 +49,13 @@ HANDSHAKE = (
 )
 
 
-def run(sound: Audio) -> None:
-    """`sound`: float32 at 24 kHz without speech, so that no turn begins."""
+def add_parser(commands: Commands) -> None:
+    what = "where each microsecond of 20 ms of input goes (without Ray and proxy)"
+    add_command(commands, "frame-cost", run, what)
+
+
+def run(args: argparse.Namespace) -> None:
+    sound = noises(args)["office-ambience"]  # no speech, so that no turn begins
     parts = [encode_pcm(sound[start : start + FRAME]) for start in range(0, len(sound) - FRAME, FRAME)]
     print(f"microseconds of CPU time for 20 ms of appended audio, {FRAMES} of them, best of {ROUNDS} rounds")
     for name, cost in _by_themselves(parts).items():

@@ -9,6 +9,7 @@ eleven words, and every answer has 20 tokens, each a word, which Kokoro speaks.
 installed: that the script runs, not how fast a GPU is.
 """
 
+import argparse
 import asyncio
 import importlib.util
 import random
@@ -25,9 +26,10 @@ from serve_app.audio.pcm import Audio
 from serve_app.bench.whisper_shapes import SHAPES
 
 from . import bench_models
-from .application import ROOT, Application, ProxyMode, application
+from .application import ROOT, Application, application
 from .bench_turns import TurnMeasured, one_turn
 from .caller import STAGES, caller, percentile
+from .command import Commands, add_command, numbers, strings
 
 Size = Literal["full", "tiny"]
 ANSWER_TOKENS = 20
@@ -134,17 +136,30 @@ def memory(app: Application) -> str:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def run(questions: list[Audio], *, size: Size, sessions: list[int], turns: int, proxy: ProxyMode) -> None:
+def add_parser(commands: Commands) -> None:
+    command = add_command(commands, "gpu", run, "mouth to ear with true dimensions and random weights")
+    command.add_argument("--sessions", type=numbers, default=[1, 8, 32], help="at once (default: 1,8,32)")
+    command.add_argument("--turns", type=int, default=5, help="of each session")
+    command.add_argument(
+        "--size",
+        choices=("full", "tiny"),
+        default="full",
+        help="full: Whisper large-v3-turbo, Llama 3.1 8B and Kokoro on one GPU; tiny: the same way on a CPU",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    questions = list(strings(args).values())
     with tempfile.TemporaryDirectory(prefix="voice-serve-models-") as folder:
-        config, args = setup(size, Path(folder), max(sessions))
-        with application(config, args, proxy=proxy, start_s=600) as app:
-            llm = args["llm"]["engine"]
+        config, changes = setup(args.size, Path(folder), max(args.sessions))
+        with application(config, changes, proxy=args.proxy, start_s=600) as app:
             print(
-                f"size {size}, llm {llm}, ready after {app.ready_s:.0f} s, proxy {proxy}, no drafts, random weights"
+                f"size {args.size}, llm {changes['llm']['engine']}, ready after {app.ready_s:.0f} s, "
+                f"proxy {args.proxy}, no drafts, random weights"
             )
             print(f"before the first call: {memory(app)}")
-            for count in sessions:
-                report(asyncio.run(one_round(app.realtime, questions, count, turns)))
+            for count in args.sessions:
+                report(asyncio.run(one_round(app.realtime, questions, count, args.turns)))
             print(f"after the last call: {memory(app)}")
             for name in ENGINES:
                 print(f"{name}: {asyncio.run(app.stats(name))}")

@@ -5,6 +5,7 @@ cut off calls again at once, as a person would; each time is counted. Replicas a
 second. `--redeploy` replaces all replicas of the running application while most callers are there.
 """
 
+import argparse
 import asyncio
 import random
 import time
@@ -24,6 +25,7 @@ from serve_app.client.connection import NotConnected, SessionEnded
 from .application import APPLICATION, RAMP, Application, application, serve_run
 from .bench_turns import SILENCE_MS, STAGE_MS, one_turn
 from .caller import Caller, caller, percentile
+from .command import Commands, add_command, strings
 from .ramp_page import write_page
 
 DEPLOYMENTS = ("Ingress", "SpeechToText", "LanguageModel", "TextToSpeech")
@@ -212,29 +214,36 @@ async def measure(
     return crowd, samples
 
 
-def run(
-    questions: list[Audio],
-    *,
-    sessions: int,
-    drain_s: float,
-    settle_s: float,
-    redeploy: bool,
-    page: Path | None,
-) -> None:
-    ramp = Ramp(sessions)
-    env = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s)}
+def add_parser(commands: Commands) -> None:
+    what = "callers become many and few again, replicas follow (HAProxy mode, Linux)"
+    command = add_command(commands, "ramp", run, what)
+    command.add_argument("--sessions", type=int, default=16, help="at the height (default: %(default)s)")
+    command.add_argument(
+        "--drain-s", type=float, default=30, help="how long a removed ingress replica keeps its callers"
+    )
+    command.add_argument(
+        "--settle-s", type=float, default=60, help="wait so long for one replica a stage again"
+    )
+    command.add_argument("--redeploy", action="store_true", help="replace every replica at the height")
+    command.add_argument("--page", type=Path, help="write a page with plots here (.html)")
+
+
+def run(args: argparse.Namespace) -> None:
+    ramp = Ramp(args.sessions)
+    env = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(args.drain_s)}
+    questions = list(strings(args).values())
     with application(RAMP, proxy="haproxy", env=env) as app:
-        crowd, samples = asyncio.run(measure(app, questions, ramp, settle_s, redeploy=redeploy))
-    happened = ", redeployed at the height" if redeploy else ""
-    title = f"{FEW} -> {sessions} -> {FEW} callers, {drain_s:g} s of draining{happened}"
+        crowd, samples = asyncio.run(measure(app, questions, ramp, args.settle_s, redeploy=args.redeploy))
+    happened = ", redeployed at the height" if args.redeploy else ""
+    title = f"{FEW} -> {args.sessions} -> {FEW} callers, {args.drain_s:g} s of draining{happened}"
     lines = [*replica_lines(samples, ramp), "", *session_lines(crowd), "", *turn_lines(crowd, ramp)]
     print("\n".join([title, "", *lines]))
-    if page is not None:
+    if args.page is not None:
         marks = [(at, f"lost ({code})") for at, code in crowd.lost]
-        if redeploy:
+        if args.redeploy:
             marks.append((ramp.corners[2] + 3, "redeploy"))
-        write_page(page, title, samples, [(t.at_s, t.overhead_ms) for t in crowd.turns], marks, lines)
-        print(f"\nplots: {page}")
+        write_page(args.page, title, samples, [(t.at_s, t.overhead_ms) for t in crowd.turns], marks, lines)
+        print(f"\nplots: {args.page}")
 
 
 def replica_lines(samples: list[Sample], ramp: Ramp) -> Iterator[str]:

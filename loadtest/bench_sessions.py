@@ -7,6 +7,7 @@ Overhead is the time from the end of speech to the first sound that no set stage
 frames end up to 12 ms late of the 500 ms of endpointing, and 20 ms packets up to 20: no server is below that.
 """
 
+import argparse
 import multiprocessing
 import os
 import platform
@@ -16,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from serve_app.audio.pcm import Audio
-
 from . import lean_callers, usage
 from .application import Application, application
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
 from .caller import percentile
+from .command import Commands, add_command, noises, numbers, strings
 from .lean_callers import Result, Task, clip_of
 
 NOISE_DBFS = -55.0
@@ -44,41 +44,50 @@ class Row:
     rss_mb: float
 
 
-def run(
-    questions: list[Audio],
-    noise: Audio,
-    *,
-    sessions: list[int],
-    seconds: float,
-    pins: bool,
-    over: int | None,
-    drafts: int,
-) -> None:
-    """`over`: the admission cap at which twice as many callers come, in a row of its own at the end."""
-    clips = tuple(clip_of(question) for question in questions)
-    quiet = noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20)
-    args = {
+def add_parser(commands: Commands) -> None:
+    command = add_command(
+        commands, "sessions", run, "how many sessions a core carries (Linux; always behind HAProxy)"
+    )
+    command.add_argument("--sessions", type=numbers, default=[10, 25, 50, 75, 100, 150], metavar="N,N,...")
+    command.add_argument(
+        "--seconds", type=float, default=25.0, help="measured of each row (default: %(default)s)"
+    )
+    command.add_argument(
+        "--pin", action="store_true", help="ingress and proxy on one core, all else on the others"
+    )
+    command.add_argument(
+        "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
+    )
+    command.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+
+
+def run(args: argparse.Namespace) -> None:
+    over: int | None = args.over
+    clips = tuple(clip_of(question) for question in strings(args).values())
+    noise = noises(args)["office-ambience"]
+    quiet = clip_of(noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20))
+    changes = {
         "llm": {"scripted": {**FAST_TOKENS["llm"]["scripted"], "answer_words": ANSWER_WORDS}},
-        "turn_taking": {"drafts_per_turn": drafts},
+        "turn_taking": {"drafts_per_turn": args.drafts},
+        "limits": {"max_sessions_per_replica": max(args.sessions) if over is None else over},
     }
-    args["limits"] = {"max_sessions_per_replica": max(sessions) if over is None else over}
     cores = os.sched_getaffinity(0)
-    if pins and len(cores) == 1:
+    if args.pin and len(cores) == 1:
         raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
-    core = max(cores) if pins else None
-    with application(args=args, proxy="haproxy") as app:
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {pins}")
+    core = max(cores) if args.pin else None
+    with application(args=changes, proxy="haproxy") as app:
+        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {args.pin}")
         print(HEAD, flush=True)
         idle = _idle(core)
         print(f"an idle ingress takes {idle:.1%} of a core; it is in the figures below", flush=True)
-        explained = SILENCE_MS + (0.0 if drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
+        explained = SILENCE_MS + (0.0 if args.drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
         rows = []
-        for count in [over] if over is not None else sessions:
-            task = Task(app.realtime, count, seconds, clips, clip_of(quiet), explained)
+        for count in [over] if over is not None else args.sessions:
+            task = Task(app.realtime, count, args.seconds, clips, quiet, explained)
             rows.append(_row(app, task, core))
             _show(rows[-1])
         if over is not None:
-            task = Task(app.realtime, over, seconds, clips, clip_of(quiet), explained, knocking=over)
+            task = Task(app.realtime, over, args.seconds, clips, quiet, explained, knocking=over)
             row = _row(app, task, core)
             _show(row)
             times = row.result.refused_ms

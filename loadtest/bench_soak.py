@@ -1,5 +1,6 @@
 """Callers who come, talk and go for a long time: memory, tasks and open files of every process must stay flat."""
 
+import argparse
 import asyncio
 import os
 import random
@@ -15,8 +16,9 @@ from serve_app.audio.pcm import Audio
 from serve_app.client.connection import ClientError
 
 from . import usage
-from .application import Application, ProxyMode, application
+from .application import Application, application
 from .caller import caller
+from .command import Commands, add_command, strings
 
 SAMPLE_S = 10.0
 LONGEST_VISIT_S = 60.0
@@ -108,11 +110,19 @@ async def soak_for(app: Application, questions: list[Audio], sessions: int, seco
     return soak
 
 
-def run(questions: list[Audio], sessions: int, minutes: float, proxy: ProxyMode) -> None:
-    with application(proxy=proxy) as app:
-        soak = asyncio.run(soak_for(app, questions, sessions, minutes * 60))
+def add_parser(commands: Commands) -> None:
+    command = add_command(commands, "soak", run, "callers come and go for a long time")
+    command.add_argument("--sessions", type=int, default=20)
+    command.add_argument("--minutes", type=float, default=15)
+
+
+def run(args: argparse.Namespace) -> None:
+    minutes: float = args.minutes
+    questions = list(strings(args).values())
+    with application(proxy=args.proxy) as app:
+        soak = asyncio.run(soak_for(app, questions, args.sessions, minutes * 60))
     last = [sample for sample in soak.samples if sample.at_s > minutes * 60 * 1 / 3]
-    print(f"{sessions} callers at once for {minutes:g} min, proxy {proxy}: {dict(soak.visits)}")
+    print(f"{args.sessions} callers at once for {minutes:g} min, proxy {args.proxy}: {dict(soak.visits)}")
     print(f"over the last {minutes * 2 / 3:.0f} min, a minute:")
     for role, name in SERVED.items():
         if role not in last[-1].used.processes:

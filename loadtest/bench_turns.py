@@ -4,14 +4,16 @@ Overhead is the time from the end of speech to the first sound that no set stage
 silence, not the scripted first token, not the scripted first audio. Transcription runs inside the silence.
 """
 
+import argparse
 import asyncio
 import random
 from dataclasses import dataclass
 
 from serve_app.audio.pcm import Audio
 
-from .application import Application, ProxyMode, application
+from .application import Application, application
 from .caller import STAGES, Caller, caller, latency_ms, percentile
+from .command import Commands, add_command, strings
 
 STAGE_MS = 100.0
 SILENCE_MS = 500.0
@@ -64,34 +66,38 @@ async def all_callers(
     return [turn for call in calls for turn in call.result()]
 
 
-def run(
-    questions: list[Audio],
-    *,
-    proxy: ProxyMode,
-    sessions: int,
-    turns: int,
-    stt_s: float,
-    early: bool,
-    drafts: int,
-) -> None:
-    """Prints the table; `early`: transcription at the first silence; `drafts`: answers begun there, at most."""
-    args = {
+def add_parser(commands: Commands) -> None:
+    command = add_command(commands, "turns", run, "latency account and overhead on scripted stages")
+    command.add_argument("--sessions", type=int, default=10)
+    command.add_argument("--turns", type=int, default=6, help="of each session")
+    command.add_argument("--stt-s", type=float, default=0.1)
+    command.add_argument(
+        "--late", action="store_true", help="transcribe at the endpoint, not at the first silence"
+    )
+    command.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+
+
+def run(args: argparse.Namespace) -> None:
+    is_early = not args.late
+    changes = {
         **FAST_TOKENS,
-        "stt": {"scripted": {"latency_s": stt_s}},
-        "turn_taking": {"transcribe_at_pause": early, "drafts_per_turn": drafts},
+        "stt": {"scripted": {"latency_s": args.stt_s}},
+        "turn_taking": {"transcribe_at_pause": is_early, "drafts_per_turn": args.drafts},
     }
-    with application(args=args, proxy=proxy) as app:
-        measured = asyncio.run(all_callers(app, questions, sessions, turns))
+    questions = list(strings(args).values())
+    with application(args=changes, proxy=args.proxy) as app:
+        measured = asyncio.run(all_callers(app, questions, args.sessions, args.turns))
+    stt_ms = args.stt_s * 1000
     print(
-        f"{sessions} sessions x {turns} turns, proxy {proxy}, stt {stt_s * 1000:.0f} ms, early transcription {early}, "
-        f"drafts {drafts}"
+        f"{args.sessions} sessions x {args.turns} turns, proxy {args.proxy}, stt {stt_ms:.0f} ms, "
+        f"early transcription {is_early}, drafts {args.drafts}"
     )
     print(f"{'ms':>16} {'p50':>8} {'p90':>8} {'p99':>8} {'max':>8}")
     for stage in STAGES:
         _row(stage, [turn.stages_ms[stage] for turn in measured])
     _row("client - total", [turn.client_total_ms - turn.stages_ms["total"] for turn in measured])
-    late_stt = 0.0 if early else stt_s * 1000
-    explained = SILENCE_MS + late_stt + (0.0 if drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
+    late_stt = 0.0 if is_early else stt_ms
+    explained = SILENCE_MS + late_stt + (0.0 if args.drafts else 2 * STAGE_MS + FIRST_CLAUSE_MS)
     _row("beyond the set", [turn.client_total_ms - explained for turn in measured])
 
 

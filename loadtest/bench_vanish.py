@@ -1,5 +1,6 @@
 """A client that stops reading, or is cut off without a word: how long its session lives on."""
 
+import argparse
 import asyncio
 import time
 from contextlib import suppress
@@ -11,7 +12,8 @@ from serve_app.audio.pcm import Audio
 from serve_app.client.connection import ClientError, RealtimeClient
 from serve_app.client.microphone import LiveMicrophone
 
-from .application import Application, ProxyMode, application
+from .application import Application, application
+from .command import Commands, add_command, sentences
 
 LONGEST_S = 150.0
 TALKATIVE = {"llm": {"scripted": {"answer_words": 400, "tokens_per_s": 100}}, "timeouts": {"send_s": 10}}
@@ -63,8 +65,13 @@ async def both(app: Application, question: Audio) -> dict[str, float | None]:
     }
 
 
-def run(question: Audio, proxy: ProxyMode) -> None:
-    with application(args=TALKATIVE, proxy=proxy) as app:
+def add_parser(commands: Commands) -> None:
+    add_command(commands, "vanish", run, "clients that stop reading or are cut off")
+
+
+def run(args: argparse.Namespace) -> None:
+    question = sentences(args)["p287_001"]
+    with application(args=TALKATIVE, proxy=args.proxy) as app:
         lived = asyncio.run(both(app, question))
     for what, seconds in lived.items():
         ended = (
@@ -72,4 +79,4 @@ def run(question: Audio, proxy: ProxyMode) -> None:
             if seconds is not None
             else f"still open after {LONGEST_S:g} s"
         )
-        print(f"proxy {proxy}: {what}: {ended}")
+        print(f"proxy {args.proxy}: {what}: {ended}")

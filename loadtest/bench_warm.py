@@ -6,6 +6,7 @@ its first words and the next question is asked; (c) the first question is asked 
 With and without take turns, so that a noisy machine troubles both alike.
 """
 
+import argparse
 import asyncio
 import time
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from deployments.options import LlmOptions
 from deployments.replica import closing
 
 from .caller import percentile
+from .command import Commands, add_command
 
-MODEL = EMBEDDED_CHAT_MODEL
 SAMPLING = Sampling(max_tokens=60, temperature=0.0)
 QUESTION = ChatMessage("user", "When do I get my tea, please?")
 NEXT_QUESTION = ChatMessage("user", "No, wait. Where is the pool?")
@@ -109,10 +110,24 @@ async def measure(bench: Bench, trials: int) -> None:
         print(f"{name:34} {shares}   without : with = {ratio:.1f}", flush=True)
 
 
-def run(model: str, trials: int, rules: int, threads: int) -> None:
-    bench = Bench(model, rules, threads)
-    print(f"first token in ms, p50 / p95 of {trials} trials each; instructions of {rules} rules", flush=True)
-    asyncio.run(measure(bench, trials))
+def add_parser(commands: Commands) -> None:
+    what = "first token with the prompt read ahead and without, llama.cpp"
+    command = add_command(commands, "warm", run, what)
+    command.add_argument("--model", default=EMBEDDED_CHAT_MODEL, help="a GGUF (default: %(default)s)")
+    command.add_argument("--trials", type=int, default=5, help="of each situation")
+    command.add_argument(
+        "--rules", type=int, default=70, help="in the instructions; each has about 22 tokens"
+    )
+    command.add_argument("--threads", type=int, default=1)
+
+
+def run(args: argparse.Namespace) -> None:
+    bench = Bench(args.model, args.rules, args.threads)
+    print(
+        f"first token in ms, p50 / p95 of {args.trials} trials each; instructions of {args.rules} rules",
+        flush=True,
+    )
+    asyncio.run(measure(bench, args.trials))
     print(
         f"reading the instructions ahead took {percentile(bench.read_ms, 0.5):.0f} ms (p50), in the background"
     )

@@ -3,6 +3,7 @@
 Each is measured through the WebSocket of a running application, as live audio.
 """
 
+import argparse
 import asyncio
 import json
 import random
@@ -17,14 +18,24 @@ import jiwer
 from deployments.engines.scripted_code import decode_words
 from serve_app.audio.pcm import Audio, to_audio
 
-from .application import ROOT, SCRIPTED, Application, ProxyMode, application
+from .application import ROOT, Application, application
 from .caller import Caller, caller
+from .command import SHARED, Commands, add_command, noises, sentences, strings
 
 RATE = 24_000
 WORD_S = 0.3
 EDGE_S = 0.03
 """A word that sounds to within this of its end is wholly heard: the decoder finds edges to 4 ms, a chunk's end cuts
 at a sample."""
+
+
+def add_parser(commands: Commands) -> None:
+    digits = add_command(commands, "digits", run_digits, "word error rate of live digit strings")
+    digits.add_argument("--model", type=Path, default=SHARED / "models" / "whisper-digits-int8")
+    digits.add_argument("--sessions", type=int, default=4)
+    add_command(commands, "noise", run_noise, "what noise does to the floor")
+    heard = add_command(commands, "heard", run_heard, "words kept in the history against words played")
+    heard.add_argument("--cuts", type=int, default=40)
 
 
 # --- digits ---------------------------------------------------------------------------------------------------------
@@ -62,21 +73,22 @@ async def all_digits(
     return {name: heard for call in calls for name, heard in call.result().items()}
 
 
-def run_digits(folder: Path, clips: dict[str, Audio], model: Path, sessions: int, proxy: ProxyMode) -> None:
-    """`folder` holds manifest.json with the texts; `model` is a CTranslate2 folder."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+def run_digits(args: argparse.Namespace) -> None:
+    """`--audio` holds manifest.json with the texts; `--model` is a CTranslate2 folder."""
+    manifest = json.loads((args.audio / "manifest.json").read_text())
     files: list[dict[str, Any]] = manifest if isinstance(manifest, list) else manifest["files"]
     texts = {Path(f["path"]).stem: f["text"] for f in files if f["kind"] == "digits"}
-    args = {"stt": {"engine": "faster_whisper", "model": str(model), "language": "en"}}
-    with application(SCRIPTED, args, proxy=proxy) as app:
-        heard = asyncio.run(all_digits(app.realtime, clips, texts, sessions))
+    stt = {"engine": "faster_whisper", "model": str(args.model.resolve()), "language": "en"}
+    clips = strings(args)
+    with application(args={"stt": stt}, proxy=args.proxy) as app:
+        heard = asyncio.run(all_digits(app.realtime, clips, texts, args.sessions))
     normal = jiwer.Compose(
         [jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.Strip()]  # type: ignore[no-untyped-call]  # untyped there
     )
     names = sorted(heard)
     said, found = [normal(texts[n]) for n in names], [normal(" ".join(heard[n])) for n in names]
     counts = Counter(len(h) for h in heard.values())
-    print(f"{len(names)} strings, {sessions} sessions, transcripts a string: {dict(counts)}")
+    print(f"{len(names)} strings, {args.sessions} sessions, transcripts a string: {dict(counts)}")
     print(f"word error rate {jiwer.wer(said, found):.3f}")
 
 
@@ -134,15 +146,15 @@ async def all_cuts(app: Application, clips: dict[str, Audio], cuts: int, *, trun
     return found
 
 
-def run_heard(clips: dict[str, Audio], cuts: int, proxy: ProxyMode) -> None:
-    with application(
-        args={"tts": {"scripted": {"first_audio_s": 0.1, "word_s": WORD_S}}}, proxy=proxy
-    ) as app:
+def run_heard(args: argparse.Namespace) -> None:
+    clips = strings(args)
+    voice = {"tts": {"scripted": {"first_audio_s": 0.1, "word_s": WORD_S}}}
+    with application(args=voice, proxy=args.proxy) as app:
         for truncates in (False, True):
-            found = asyncio.run(all_cuts(app, clips, cuts, truncates=truncates))
+            found = asyncio.run(all_cuts(app, clips, args.cuts, truncates=truncates))
             off = Counter(cut.kept - cut.played for cut in found)
             whose = "the client's truncate" if truncates else "the server's own estimate"
-            print(f"{cuts} cuts by {whose}: words kept less words played: {dict(sorted(off.items()))}")
+            print(f"{args.cuts} cuts by {whose}: words kept less words played: {dict(sorted(off.items()))}")
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------
@@ -180,10 +192,10 @@ def _noise_found(one: Caller, after: int) -> Noise:
     )
 
 
-async def all_noises(app: Application, noises: dict[str, Audio], question: Audio) -> None:
+async def all_noises(app: Application, clips: dict[str, Audio], question: Audio) -> None:
     for title, first in (("agent silent", None), ("agent speaking", question)):
         async with asyncio.TaskGroup() as tasks:
-            calls = {n: tasks.create_task(one_noise(app.realtime, a, first)) for n, a in noises.items()}
+            calls = {n: tasks.create_task(one_noise(app.realtime, a, first)) for n, a in clips.items()}
         found = {name: call.result() for name, call in calls.items()}
         for name, noise in found.items():
             print(f"{title}: {name}: {noise}")
@@ -195,14 +207,15 @@ async def all_noises(app: Application, noises: dict[str, Audio], question: Audio
         )
 
 
-def run_noise(noises: dict[str, Audio], question: Audio, proxy: ProxyMode) -> None:
+def run_noise(args: argparse.Namespace) -> None:
     """On the embedded engines of config.yaml: what a recogniser makes of the noise decides whether it is answered."""
-    args = {
+    changes = {
         "stt": {"engine": "pocketsphinx"},
         "llm": {"engine": "scripted", "scripted": {"answer_words": 80}},
         "tts": {"engine": "scripted"},
         "limits": {"max_sessions_per_replica": 20},
         "timeouts": {"stt_s": 60},
     }
-    with application(ROOT / "config.yaml", args, proxy=proxy) as app:
-        asyncio.run(all_noises(app, noises, question))
+    clips, question = noises(args), sentences(args)["p287_001"]
+    with application(ROOT / "config.yaml", changes, proxy=args.proxy) as app:
+        asyncio.run(all_noises(app, clips, question))
