@@ -32,8 +32,8 @@ from .caller import percentile
 from .figures import Step, read, steps
 from .people import Habits
 from .run import RESULTS
+from .usage import SESSION_TIER
 
-TIER = ("ingress", "haproxy")
 LOOP_SHARE = 0.7
 """Of a core, for an event loop."""
 WAIT_S, WAIT_SHARE = 0.05, 0.01
@@ -106,7 +106,7 @@ def fitted(points: Sequence[tuple[int, float]]) -> Line:
 
 
 def tier_lines(found: Sequence[Step]) -> dict[str, Line]:
-    roles = [role for role in TIER if all(role in step.cpu for step in found)]
+    roles = [role for role in SESSION_TIER if all(role in step.cpu for step in found)]
     return {role: fitted([(step.sessions, step.cpu[role]) for step in found]) for role in roles}
 
 
@@ -284,7 +284,7 @@ def check_table(found: Sequence[Step], fit: Sequence[int], predict: Sequence[int
         predicted = {role: line.cores(step.sessions) for role, line in lines.items()}
         predicted["together"] = sum(predicted.values())
         for role, cores in predicted.items():
-            measured = sum(step.cpu[one] for one in TIER) if role == "together" else step.cpu[role]
+            measured = sum(step.cpu[one] for one in SESSION_TIER) if role == "together" else step.cpu[role]
             rows.append(
                 (str(step.sessions), role, f"{cores:.3f}", f"{measured:.3f}", f"{cores / measured - 1:+.1%}")
             )

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ ROLES = (
     ("raylet/raylet", "raylet"),
 )
 """What stands in a title or a command line, and the role; the first that fits."""
-SESSION_TIER = frozenset({"ingress", "haproxy"})
+SESSION_TIER = ("ingress", "haproxy")
 SAMPLE_S = 1.0
 
 
@@ -96,7 +96,7 @@ def sampled(root: int, every_s: float = SAMPLE_S) -> Iterator[list[Sample]]:
         thread.join()
 
 
-def pin(root: int, roles: frozenset[str], cores: set[int]) -> None:
+def pin(root: int, roles: Collection[str], cores: set[int]) -> None:
     """The processes of these roles to these cores, `root` and all others below it to the remaining ones (Linux).
 
     With all their threads, and so all that they will start.
