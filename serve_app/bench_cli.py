@@ -5,7 +5,6 @@ call by call or, with --callers, under load.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from deployments.engines import create
 from deployments.interfaces import TRANSCRIBER_RATE, EngineError
@@ -22,15 +20,13 @@ from deployments.options import SttOptions
 from .bench import callers, clips, report, transcribers, whisper_shapes
 from .bench.report import Bars, Table
 from .bench.transcribers import Measurement
+from .terminal import PROGRESS, output
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 """A model could not be measured; the others were."""
 EXIT_NOTHING = 2
 """What was asked for cannot be measured."""
-
-_WIDE = 200
-_PROGRESS = Console(stderr=True, highlight=False)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             raise clips.NothingToMeasure("give --audio and --models, or --shapes")
         return _under_load(args) if args.callers else _compare(args)
     except (clips.NothingToMeasure, EngineError) as error:
-        _PROGRESS.print(str(error), soft_wrap=True)
+        PROGRESS.print(str(error), soft_wrap=True)
         return EXIT_NOTHING
 
 
@@ -92,14 +88,14 @@ def _compare(args: argparse.Namespace) -> int:
     for model in args.models:
         for threads in args.threads:
             name = Path(model).name + (f", {threads} threads" if len(args.threads) > 1 else "")
-            _PROGRESS.print(f"{name}: {len(recordings)} recordings")
+            PROGRESS.print(f"{name}: {len(recordings)} recordings")
             options = transcribers.options_of(
                 model, threads=threads, short_windows=not args.long_windows, language=args.language
             )
             measured.append(transcribers.measure(name, options, recordings, repeats=args.repeats))
     for each in measured:
         if each.error:
-            _PROGRESS.print(f"{each.model}: {each.error}", soft_wrap=True)
+            PROGRESS.print(f"{each.model}: {each.error}", soft_wrap=True)
     good = [each for each in measured if not each.error]
     if good:
         _tell(
@@ -183,7 +179,7 @@ def _shape_times(args: argparse.Namespace) -> int:
         for threads in args.threads:
             for time in whisper_shapes.measure(name, threads=threads, repeats=max(3, args.repeats)):
                 what = f"{name}, {threads} threads, {time.window_s} s, {time.batch} together"
-                _PROGRESS.print(f"{what}: {_ms(time.encode_s)} ms")
+                PROGRESS.print(f"{what}: {_ms(time.encode_s)} ms")
                 times.append(time)
     rows = [
         (
@@ -264,8 +260,7 @@ def _plots(measured: Sequence[Measurement]) -> list[Bars]:
 
 
 def _tell(out: Path | None, title: str, tables: Sequence[Table], plots: Sequence[Bars]) -> None:
-    # A terminal folds long rows; a file or a pipe gets one line a row.
-    report.show(Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE), tables)
+    report.show(output(), tables)
     if out:
         report.write(out, title, tables, plots)
 

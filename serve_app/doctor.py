@@ -23,12 +23,11 @@ from .config import Config, ConfigError
 from .fitting import Fit, assess, gigabytes
 from .machine import Machine, look
 from .measuring import Measurement
+from .terminal import output
 
 EXIT_FITS = 0
 EXIT_TOO_SMALL = 1
 
-_WIDE = 400
-"""Characters a line where nobody looks at it on a screen."""
 _ROOT = Path(__file__).parents[1]
 SHIPPED = ("config.yaml", "cluster/serve.gpu.yaml", "cluster/serve.multi-gpu.yaml")
 """From the least machine to the largest."""
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     if args.json:
         print(json.dumps(_as_json(report), indent=2))
     else:
-        _show(report, Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE))
+        _show(report, output())
     return EXIT_FITS if fit.fits else EXIT_TOO_SMALL
 
 

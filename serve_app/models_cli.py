@@ -4,25 +4,21 @@ Nothing here decides what the config says: the main command line loads it and pa
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from deployments import models
 from deployments.model_download import HubUnreachable, PullFailed, pull
 from deployments.models import Options, Weights
 
+from .terminal import PROGRESS, output
+
 EXIT_OK = 0
 EXIT_MISSING = 1
 """Something that the config names is not here."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as a shell counts it."""
-
-_WIDE = 400
-"""Characters a line where nobody looks at it on a screen."""
-_PROGRESS = Console(stderr=True, highlight=False)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -78,7 +74,7 @@ def _pull(named: Sequence[Weights], answer_within_s: float) -> int:
             continue
         _say(f"Fetching {weights.repository} ({_size(weights)}, licence {weights.licence or 'unknown'})")
         try:
-            pull(weights, answer_within_s=answer_within_s, console=_PROGRESS)
+            pull(weights, answer_within_s=answer_within_s, console=PROGRESS)
         except HubUnreachable as error:
             _say(str(error))
             break
@@ -95,7 +91,7 @@ def _pull(named: Sequence[Weights], answer_within_s: float) -> int:
 
 
 def _say(sentence: str) -> None:
-    _PROGRESS.print(sentence, soft_wrap=True)
+    PROGRESS.print(sentence, soft_wrap=True)
 
 
 def _list(named: Sequence[tuple[Options, Weights | None]]) -> int:
@@ -108,8 +104,7 @@ def _list(named: Sequence[tuple[Options, Weights | None]]) -> int:
         else:
             where = str(weights.path) if weights.path else "not here"
             table.add_row(weights.stage, weights.model, _size(weights), weights.licence or "unknown", where)
-    # A terminal folds long paths; a file or a pipe gets one line a model.
-    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE).print(table)
+    output().print(table)
     absent = [weights for _, weights in named if weights and weights.path is None]
     if absent:
         print(f"\n{len(absent)} of them not here: `{models.PULL_COMMAND}` fetches what is on the model hub.")
