@@ -409,13 +409,19 @@ async def test_a_session_that_has_grown_too_large_is_not_resumed_as_it_was_not(c
 # --- moving away ----------------------------------------------------------------------------------------------------
 
 
+async def moved(call: Call, *graces_s: float) -> None:
+    """Once it has ended, having been told after a second that its replica goes."""
+    await call.sleep_until(1.0)
+    for grace_s in graces_s:
+        call.session.drain(grace_s)
+    await call.until(lambda: call.ending is not None)
+
+
 @virtual_time
 async def test_a_session_at_rest_moves_at_once():
     store = Store()
     async with resumable(store, hears_own_events=True) as call:
-        await call.sleep_until(1.0)
-        call.session.drain(25)
-        await call.until(lambda: call.ending is not None)
+        await moved(call, 25)
         assert call.only("session.draining")["grace_s"] == 25
         assert call.transport.closed is not None
         assert call.transport.closed[0] == SERVICE_RESTART
@@ -428,9 +434,7 @@ async def test_a_turn_under_way_is_brought_to_its_end_first():
     store = Store()
     async with resumable(store) as call:
         call.says(at=0.5, for_s=1.0)
-        await call.sleep_until(1.0)
-        call.session.drain(25)
-        await call.until(lambda: call.ending is not None)
+        await moved(call, 25)
         assert call.outcomes() == ["completed"]
         played_until = call.player.sounds[-1].end_s
         assert played_until <= call.ended_at + 0.001 < played_until + 0.3, "and its sound too"  # type: ignore[operator]
@@ -447,10 +451,7 @@ async def test_one_that_finds_no_rest_is_cut_at_the_end_of_the_grace():
     store = Store()
     async with resumable(store) as call:
         call.says(at=0.5, for_s=100)
-        await call.sleep_until(1.0)
-        call.session.drain(5)
-        call.session.drain(500)
-        await call.until(lambda: call.ending is not None)
+        await moved(call, 5, 500)
         assert 6.0 <= call.now < 6.2
 
 
