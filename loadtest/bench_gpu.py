@@ -33,19 +33,6 @@ from .command import Commands, add_command, numbers, strings
 
 Size = Literal["full", "tiny"]
 ANSWER_TOKENS = 20
-SGLANG_ON_CPU: dict[str, Any] = {
-    "device": "cpu",
-    "attention_backend": "torch_native",
-    "model_impl": "transformers",
-    "disable_cuda_graph": True,
-    "disable_overlap_schedule": True,
-    "dtype": "float32",
-    "sampling_backend": "pytorch",
-    "grammar_backend": "none",
-    "max_total_tokens": 8192,
-    "mem_fraction_static": 0.05,
-}
-"""What lets SGLang run without a GPU (tests/sglang_cpu)."""
 ENGINES = ("SpeechToText", "LanguageModel", "TextToSpeech")
 _REST_S = (0.2, 1.0)
 """Between the end of an answer and the next question."""
@@ -108,7 +95,7 @@ def setup(size: Size, folder: Path, most_sessions: int) -> tuple[Path, dict[str,
         llm |= {"engine": "llama_cpp", "model": "embedded:smollm2-135m"}
     else:
         bench_models.write_llama(llama, bench_models.LLAMA_TINY)
-        llm["engine_args"] = {"load_format": "dummy", **SGLANG_ON_CPU}
+        llm["engine_args"] = {"load_format": "dummy", **bench_models.SGLANG_ON_CPU}
     tts["backend"] = "torch"  # as on a GPU
     return ROOT / "config.yaml", args | {"stt": stt, "llm": llm, "tts": tts}
 

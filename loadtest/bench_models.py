@@ -29,7 +29,7 @@ _WORDS = """the sea was calm and old boats came home from far away with fish bre
     """.split()  # noqa: SIM905 - reads best as words
 _WORDS_A_CLAUSE, _WORDS_A_SENTENCE = 5, 10
 """A word in so many ends one."""
-_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
@@ -109,6 +109,19 @@ class LlamaShape:
 LLAMA_8B = LlamaShape(32, 4096, 14_336, 32, 8, 128_256)
 LLAMA_TINY = LlamaShape(2, 64, 128, 4, 2, 512)
 """Heads of 16: the least that SGLang takes."""
+SGLANG_ON_CPU: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "model_impl": "transformers",
+    "disable_cuda_graph": True,
+    "disable_overlap_schedule": True,
+    "dtype": "float32",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "max_total_tokens": 8192,
+    "mem_fraction_static": 0.05,
+}
+"""`engine_args` that let SGLang run without a GPU."""
 
 
 def write_llama(folder: Path, shape: LlamaShape) -> None:
@@ -146,7 +159,7 @@ def write_llama(folder: Path, shape: LlamaShape) -> None:
         bos_token="<begin>",
         eos_token="<end>",
     )
-    fast.chat_template = _TEMPLATE
+    fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 
 

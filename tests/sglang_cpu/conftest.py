@@ -5,31 +5,13 @@ Every test file makes an engine of its own, which takes a minute.
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deployments.options import LlmOptions
+from loadtest.bench_models import CHAT_TEMPLATE, SGLANG_ON_CPU
 
 WINDOW = 512
-CPU_ARGUMENTS: dict[str, Any] = {
-    "device": "cpu",
-    "attention_backend": "torch_native",
-    "model_impl": "transformers",
-    "disable_cuda_graph": True,
-    "disable_overlap_schedule": True,
-    "dtype": "float32",
-    "sampling_backend": "pytorch",
-    "grammar_backend": "none",
-    "max_total_tokens": 8192,
-    "mem_fraction_static": 0.05,
-}
-"""What lets SGLang run without a GPU."""
-
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}"
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +42,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="<end>"
     )
-    fast.chat_template = TEMPLATE
+    fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -87,5 +69,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def options(tiny_model: Path) -> LlmOptions:
     return LlmOptions(
-        engine="sglang", model=str(tiny_model), system_prompt="w1 w2 w3", engine_args=CPU_ARGUMENTS
+        engine="sglang", model=str(tiny_model), system_prompt="w1 w2 w3", engine_args=SGLANG_ON_CPU
     )

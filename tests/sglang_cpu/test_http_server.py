@@ -17,8 +17,7 @@ from deployments.engines import create
 from deployments.engines.openai_compatible import OpenAICompatibleChatModel
 from deployments.interfaces import BadRequest, ChatMessage, Sampling
 from deployments.options import LlmOptions
-
-from .conftest import CPU_ARGUMENTS
+from loadtest.bench_models import SGLANG_ON_CPU
 
 pytestmark = pytest.mark.timeout(900)
 QUESTION = [ChatMessage("user", "w4 w5")]
@@ -31,7 +30,7 @@ def server(tiny_model: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, value in CPU_ARGUMENTS.items()
+        for name, value in SGLANG_ON_CPU.items()
     ]
     command = [
         sys.executable,

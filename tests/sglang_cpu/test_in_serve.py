@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CPU_ARGUMENTS
+from loadtest.bench_models import SGLANG_ON_CPU
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.ray]
 
@@ -56,7 +56,7 @@ ONE_LOOP = {
 @pytest.mark.parametrize("environment", [{}, ONE_LOOP], ids=["default", "one-loop"])
 def test_a_replica_streams_and_stops(tiny_model: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tiny_model), json.dumps(CPU_ARGUMENTS), json.dumps(environment)],
+        [sys.executable, "-c", DRIVER, str(tiny_model), json.dumps(SGLANG_ON_CPU), json.dumps(environment)],
         capture_output=True,
         text=True,
         timeout=600,
