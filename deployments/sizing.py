@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from . import gguf, models
+from .engines import smart_turn
 from .interfaces import Stage
 from .options import DEFAULT_CONTEXT_TOKENS, LlmOptions, SttOptions, TtsOptions
 
@@ -61,6 +62,9 @@ _KV_BYTES = 2
 """llama.cpp and SGLang keep keys and values as 16-bit numbers."""
 
 _KOKORO_BYTES = 82 * _MB * 4
+_SMART_TURN_BYTES = 8_679_182
+_SMART_TURN_WORK_BYTES = 47 * _MB
+"""What its first calls add to a process, measured: it computes one window at a time, for all sessions."""
 _LIBRARY_BYTES = {
     "faster_whisper": 80 * _MB,
     "pocketsphinx": 120 * _MB,
@@ -116,6 +120,14 @@ def need(options: SttOptions | LlmOptions | TtsOptions, device: Device) -> Need:
             return _chat_model(options)
         case TtsOptions():
             return _synthesizer(options)
+
+
+def turn_judge() -> Need:
+    """What smart-turn needs in each ingress replica, beside the voice activity detector and with its library."""
+    path = smart_turn.model_path()
+    size, source = (path.stat().st_size, "its file's size") if path else (_SMART_TURN_BYTES, "the catalogue")
+    model = path.stem if path else "smart-turn"
+    return Need("turn", "smart_turn", model, size, _SMART_TURN_WORK_BYTES, source=source)
 
 
 def _need(

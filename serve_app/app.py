@@ -41,7 +41,7 @@ def build(args: Mapping[str, Any]) -> Application:
     stt_options, stt_info = models.choose(config.stt)
     llm_options, llm_info = models.choose(with_secrets(config.llm))
     tts_options, tts_info = models.choose(config.tts)
-    turn_info = _turn_info() if config.turn_taking.smart_turn else None
+    turn_info = smart_turn.info() if config.turn_taking.smart_turn else None
     for info in (turn_info, stt_info, llm_info, tts_info):
         if info is not None:
             announce(info)
@@ -63,15 +63,6 @@ def build(args: Mapping[str, Any]) -> Application:
         smart_turn.load if turn_info is not None and not turn_info.remedy else None,
     )
     return application
-
-
-def _turn_info() -> EngineInfo:
-    """What gives the second opinion on the end of a turn that the configuration asks for."""
-    path = smart_turn.model_path()
-    if path is not None:
-        return EngineInfo("turn", "smart_turn", path.stem)
-    reason = "turn_taking.smart_turn is true and the model is not installed"
-    return EngineInfo("turn", "transcript", "the words alone", reason, smart_turn.REMEDY)
 
 
 def check_store(resume: Resume) -> None:

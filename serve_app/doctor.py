@@ -6,8 +6,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments import models
+from deployments.engines import smart_turn
 from deployments.interfaces import EngineInfo, Stage
 
 from . import config as configuration
 from . import measuring, proxying
 from .config import Config, ConfigError
+from .conversation.endpointing import WAITS
 from .fitting import Fit, assess, gigabytes
 from .machine import Machine, look
 from .measuring import Measurement
@@ -31,6 +34,7 @@ EXIT_TOO_SMALL = 1
 _ROOT = Path(__file__).parents[1]
 SHIPPED = ("config.yaml", "cluster/serve.gpu.yaml", "cluster/serve.multi-gpu.yaml")
 """From the least machine to the largest."""
+_OPINION_LATE_S = WAITS["medium"].plain / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,16 @@ def run(args: argparse.Namespace, config: Config) -> int:
         models.choose(config.tts),
     ]
     runs: dict[Stage, EngineInfo] = {info.stage: info for _, info in chosen}
+    measures: dict[Stage, Callable[[], Measurement]] = {
+        info.stage: partial(measuring.measure, options) for options, info in chosen
+    }
+    if config.turn_taking.smart_turn:
+        runs["turn"], measures["turn"] = smart_turn.info(), measuring.measure_turn_judge
     measured: dict[Stage, Measurement] = {}
     if not args.no_measure:
-        for options, info in chosen:
-            print(f"measuring {info.stage} ({info.engine}) ...", file=sys.stderr)
-            measured[info.stage] = measuring.measure(options)
+        for stage, measure in measures.items():
+            print(f"measuring {stage} ({runs[stage].engine}) ...", file=sys.stderr)
+            measured[stage] = measure()
     fit = _with_proxy(assess(config, document, machine), document)
     report = Report(args.config, machine, fit, runs, measured, suitable(machine))
     if args.json:
@@ -211,12 +220,19 @@ def _table(*headings: str) -> Table:
 
 
 def _slow(report: Report) -> list[str]:
-    return [
+    slow = [
         f"{stage}: {report.runs[stage].engine} takes {measured.rtf:.1f} s for a second of speech and cannot keep up: take "
         f"a smaller model, or raise {stage}.threads where cores are idle"
         for stage, measured in report.measured.items()
-        if measured.rtf >= 1
+        if measured.rtf >= 1 and stage != "turn"
     ]
+    turn = report.measured.get("turn", Measurement())
+    if turn.first_s > _OPINION_LATE_S:
+        slow.append(
+            f"turn: an opinion takes {turn.first_s:.1f} s and comes when most turns have ended without it: write "
+            "turn_taking.smart_turn: false"
+        )
+    return slow
 
 
 def _stand_ins(report: Report) -> list[str]:

@@ -8,10 +8,11 @@ A problem means that it does not fit and will not start or not stay up. A warnin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deployments import models, sizing
+from deployments.engines import smart_turn
 from deployments.interfaces import Stage
 from deployments.options import LlmOptions, SttOptions, TtsOptions
 from deployments.sizing import Device, Need
@@ -90,11 +91,14 @@ def assess(config: Config, document: Mapping[str, Any], machine: Machine) -> Fit
     places = _places(config, document, machine, findings)
     needs = {p.stage: sizing.need(p.options, _device(p)) for p in places}
     short = _check_gpus(places, needs, machine, findings)
-    system_bytes, is_short = _check_memory(places, needs, machine, findings)
+    judge = _turn_judge(document) if config.turn_taking.smart_turn else None
+    system_bytes, is_short = _check_memory(places, needs, judge, machine, findings)
     stages = tuple(
         _stage_fit(p, needs[p.stage], machine, fits=not (p.stage in short or (is_short and not p.gpus_each)))
         for p in places
     )
+    if judge:
+        stages += (replace(judge, fits=not is_short),)
     _check_disk(stages, machine, findings)
     _check_cores(config, document, machine, findings)
     for need in needs.values():
@@ -251,10 +255,17 @@ def _check_static(
 
 
 def _check_memory(
-    places: list[_Place], needs: Mapping[Stage, Need], machine: Machine, findings: _Findings
+    places: list[_Place],
+    needs: Mapping[Stage, Need],
+    judge: StageFit | None,
+    machine: Machine,
+    findings: _Findings,
 ) -> tuple[int, bool]:
     """System memory that everything takes, and whether there is too little."""
     total, models_bytes = SERVE_BYTES, 0
+    if judge:
+        total += judge.memory_bytes * judge.replicas
+        models_bytes += judge.need.model_bytes
     for place in places:
         need = needs[place.stage]
         on_cpu = 0 if place.gpus_each else need.model_bytes
@@ -331,6 +342,22 @@ def _stage_fit(place: _Place, need: Need, machine: Machine, *, fits: bool) -> St
         fits,
         here,
         download,
+    )
+
+
+def _turn_judge(document: Mapping[str, Any]) -> StageFit:
+    """It lives in the ingress, whose process is counted already, and on the CPU."""
+    need = sizing.turn_judge()
+    return StageFit(
+        "turn",
+        need.engine,
+        need.model,
+        "CPU",
+        _replicas(_deployment(document, _INGRESS)),
+        need,
+        need.model_bytes,
+        fits=True,
+        weights="here" if smart_turn.model_path() else "not here: the words alone decide",
     )
 
 

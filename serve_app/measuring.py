@@ -10,14 +10,15 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
 
-from deployments.engines import create
+from deployments.engines import create, smart_turn
 from deployments.interfaces import (
     TRANSCRIBER_RATE,
     ChatMessage,
@@ -44,7 +45,7 @@ _TOKENS = 32
 class Measurement:
     load_s: float = 0.0
     first_s: float = 0.0
-    """Until the transcript, the first token, the first audio."""
+    """Until the transcript, the first token, the first audio, the opinion."""
     rtf: float = 0.0
     """Seconds of computing for a second of speech; under 1 keeps up."""
     peak_bytes: int = 0
@@ -53,16 +54,29 @@ class Measurement:
     """Why nothing was measured; the figures are 0 then."""
 
 
+Measuring = Callable[[], Coroutine[Any, Any, Measurement]]
+"""Runs in a process of its own, so it must be picklable."""
+
+
 def measure(options: Options, *, limit_s: float = LIMIT_S) -> Measurement:
     """Takes `limit_s` at most."""
     if options.engine == "scripted":
         return Measurement(problem="follows a script")
     if options.engine == "openai_compatible":
         return Measurement(problem="runs elsewhere")
+    return _in_own_process(partial(_measured, options), limit_s)
+
+
+def measure_turn_judge(*, limit_s: float = LIMIT_S) -> Measurement:
+    """An opinion on a few seconds of speech; the call before it, which is slower, counts as loading."""
+    return _in_own_process(_judging, limit_s)
+
+
+def _in_own_process(measuring: Measuring, limit_s: float) -> Measurement:
     # `spawn`: the libraries of engines do not survive a fork.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(options, sender))
+    process = context.Process(target=_report, args=(measuring, sender))
     process.start()
     sender.close()
     try:
@@ -79,9 +93,9 @@ def measure(options: Options, *, limit_s: float = LIMIT_S) -> Measurement:
         receiver.close()
 
 
-def _report(options: Options, sender: Connection) -> None:
+def _report(measuring: Measuring, sender: Connection) -> None:
     try:
-        measured = asyncio.run(_measured(options))
+        measured = asyncio.run(measuring())
     except EngineError as error:
         measured = Measurement(problem=error.message)
     sender.send(measured)
@@ -92,8 +106,12 @@ async def _measured(options: Options) -> Measurement:
     engine = create(options)
     load_s = time.monotonic() - started
     first_s, rtf = await _speed(engine, options)
+    return Measurement(load_s, first_s, rtf, _peak_bytes())
+
+
+def _peak_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    return Measurement(load_s, first_s, rtf, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 async def _speed(engine: Any, options: Options) -> tuple[float, float]:
@@ -133,6 +151,18 @@ async def _synthesizing(engine: Synthesizer, options: TtsOptions) -> tuple[float
         first_s = first_s or time.monotonic() - started
         speech_s += len(chunk.pcm) / 2 / chunk.sample_rate
     return first_s, (time.monotonic() - started) / speech_s
+
+
+async def _judging() -> Measurement:
+    pcm = await _spoken()
+    started = time.monotonic()
+    judge = smart_turn.load()
+    await judge.completeness(pcm)
+    loaded = time.monotonic()
+    await judge.completeness(pcm)
+    elapsed = time.monotonic() - loaded
+    speech_s = len(pcm) / 2 / TRANSCRIBER_RATE
+    return Measurement(loaded - started, elapsed, elapsed / speech_s, _peak_bytes())
 
 
 async def _times(stream: AsyncIterator[T]) -> tuple[list[float], T]:

@@ -6,11 +6,13 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from deployments import models, sizing
+from deployments.engines import smart_turn
 from deployments.interfaces import EngineInfo
 from deployments.options import LlmOptions, ScriptedLlm, SttOptions, TtsOptions
 from serve_app import doctor, fitting, machine, measuring
@@ -25,6 +27,7 @@ SCRIPTED: dict[str, Any] = {
     "llm": {"engine": "scripted"},
     "tts": {"engine": "scripted"},
 }
+SMART_TURN: dict[str, Any] = {"turn_taking": {"smart_turn": True}}
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -332,6 +335,37 @@ def test_sglang_beside_others_must_be_told_its_share(is_alone: bool) -> None:
     assert any("has no mem_fraction_static" in sentence for sentence in found.warnings) is not is_alone
 
 
+def test_the_second_opinion_counts_in_each_ingress(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "smart-turn-v3.2-cpu.onnx"
+    path.write_bytes(b"0" * 20_000_000)
+    monkeypatch.setattr(smart_turn, "model_path", lambda: path)
+    document = serve_config(ingress={"num_replicas": 3})
+    without = fitting.assess(Config.parse(SCRIPTED), document, LAPTOP)
+    found = fitting.assess(Config.parse(SCRIPTED | SMART_TURN), document, LAPTOP)
+    turn = found.stages[-1]
+    assert (turn.stage, turn.model, turn.device, turn.replicas, turn.weights) == (
+        "turn",
+        "smart-turn-v3.2-cpu",
+        "CPU",
+        3,
+        "here",
+    )
+    assert turn.memory_bytes > 20_000_000 * 1.2
+    assert found.system_bytes - without.system_bytes == 3 * turn.memory_bytes
+    small = Machine(4, found.system_bytes - 1, found.system_bytes - 1, 100 * GIB, "/models")
+    assert not fitting.assess(Config.parse(SCRIPTED | SMART_TURN), document, small).stages[-1].fits
+
+
+def test_a_second_opinion_that_is_not_installed_is_counted_by_the_catalogue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(smart_turn, "model_path", lambda: None)
+    turn = fitting.assess(Config.parse(SCRIPTED | SMART_TURN), serve_config(), LAPTOP).stages[-1]
+    assert turn.weights == "not here: the words alone decide"
+    assert turn.need.source == "the catalogue"
+    assert turn.memory_bytes > 8_000_000
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -408,6 +442,33 @@ def test_what_is_measured_is_shown_and_what_is_slow_is_told(
     assert "tts: scripted takes 1.5 s for a second of speech and cannot keep up" in said
 
 
+def test_the_second_opinion_is_shown_with_its_time(
+    write: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smart_turn, "model_path", lambda: Path(__file__))
+    monkeypatch.setattr(measuring, "measure_turn_judge", lambda: Measurement(0.3, 0.7, 0.14, 160_000_000))
+    config = Config.parse(SCRIPTED | SMART_TURN)
+    path = write()
+    _, said = run("--config", path, config=config, capsys=capsys)
+    needed, measured = [line.split() for line in said.splitlines() if line.startswith("turn ")]
+    assert needed[:4] == ["turn", "smart_turn", "test_doctor", "CPU"]
+    assert {"700", "0.14", "160"} <= set(measured)
+    assert "Note: turn: an opinion takes 0.7 s and comes when most turns have ended without it" in said
+    _, told = run("--config", path, "--json", config=config, capsys=capsys)
+    turn = json.loads(told)["stages"][-1]
+    assert (turn["stage"], turn["runs"]["engine"], turn["measured"]["first_s"]) == ("turn", "smart_turn", 0.7)
+
+
+def test_a_second_opinion_that_is_not_installed_is_told_with_its_remedy(
+    write: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smart_turn, "model_path", lambda: None)
+    config = Config.parse(SCRIPTED | SMART_TURN)
+    _, said = run("--config", write(), "--no-measure", config=config, capsys=capsys)
+    assert "not here: the words alone decide" in said
+    assert f"Remedy: {smart_turn.REMEDY}." in said
+
+
 def test_a_stand_in_is_told_with_its_remedy() -> None:
     info = EngineInfo("stt", "pocketsphinx", "en-us", reason="the weights are not here", remedy="pull them")
     fit = fitting.assess(Config.parse(SCRIPTED), serve_config(), LAPTOP)
@@ -450,3 +511,36 @@ async def test_figures_are_ratios_to_speech() -> None:
     assert measured.first_s >= 0.1
     measured = await measuring._measured(SttOptions(engine="scripted"))
     assert measured.first_s == pytest.approx(0.1, abs=0.08)
+
+
+def test_a_second_opinion_is_measured_or_says_how_to_get_it() -> None:
+    measured = measuring.measure_turn_judge()
+    if smart_turn.model_path() is None:
+        assert measured == Measurement(problem=f"the model is not here: {smart_turn.REMEDY}")
+    else:
+        assert 0 < measured.first_s < measured.load_s + 1
+        assert 0 < measured.rtf < measured.first_s
+
+
+class SlowAtFirst:
+    """A judge with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.now = 0.0
+
+    async def completeness(self, pcm: bytes) -> float:
+        self.heard.append(pcm)
+        self.now += 0.3 if len(self.heard) == 1 else 0.02
+        return 0.5
+
+
+async def test_an_opinion_is_timed_once_the_model_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = SlowAtFirst()
+    monkeypatch.setattr(smart_turn, "load", lambda: judge)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: judge.now))
+    measured = await measuring._judging()
+    speech_s = len(judge.heard[-1]) / 2 / 16_000
+    assert speech_s > 2
+    assert (measured.load_s, measured.first_s) == (0.3, pytest.approx(0.02))
+    assert measured.rtf == pytest.approx(0.02 / speech_s)

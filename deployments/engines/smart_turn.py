@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deployments.interfaces import TRANSCRIBER_RATE, BadRequest, EngineFailed
+from deployments.interfaces import TRANSCRIBER_RATE, BadRequest, EngineFailed, EngineInfo
 
 WINDOW_S = 8
 REMEDY = "make turn, or pip install --no-deps pipecat-ai==1.14.0"
@@ -73,6 +73,15 @@ def load() -> SmartTurn:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return SmartTurn(session)
+
+
+def info() -> EngineInfo:
+    """What gives the second opinion where `turn_taking.smart_turn` asks for one."""
+    path = model_path()
+    if path is not None:
+        return EngineInfo("turn", "smart_turn", path.stem)
+    reason = "turn_taking.smart_turn is true and the model is not installed"
+    return EngineInfo("turn", "transcript", "the words alone", reason, REMEDY)
 
 
 def model_path() -> Path | None:
