@@ -5,6 +5,7 @@ within 50 ms and no new forward pass starts; a forward that is under way may fin
 Values cross process boundaries, so they are plain, frozen and small: audio is 16-bit PCM bytes, never float32.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -196,7 +197,7 @@ class SpeechDetector(Protocol):
         """Probability in [0, 1] that `frame`, float32 (512,) at 16 kHz, holds speech. Frames must come in order."""
         ...
 
-    async def hear(self, frame: npt.NDArray[np.float32]) -> float:
+    def hear(self, frame: npt.NDArray[np.float32]) -> "asyncio.Future[float]":
         """`probability` of a frame that comes live: it may wait a few ms, to be scored with those of other sessions."""
         ...
 

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.interfaces import EngineInfo, SpeechDetector, TurnJudge
 
+from . import direct_socket
 from .config import Config
 from .draining import until_draining
 from .observability import Metrics
@@ -50,6 +51,7 @@ class Ingress:
     ) -> None:
         """`turn`: what gives the second opinion on the end of a turn, or why it is not there; None: none is wanted."""
         share_log_handlers()
+        direct_socket.install()
         self._local = {"vad": vad} | ({"turn": turn} if turn else {})
         self._handles = {"stt": stt, "llm": llm, "tts": tts}
         engines = Engines(

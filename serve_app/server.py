@@ -107,8 +107,8 @@ class VoiceServer:
     async def realtime(self, socket: WebSocket) -> None:
         """`/v1/realtime`: from the handshake to the close."""
         offered = socket.scope.get("subprotocols", [])
-        await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
         transport = SocketTransport(socket)
+        await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
         try:
             token = resume_token(socket)
             self._check(socket, token)

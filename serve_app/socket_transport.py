@@ -1,10 +1,15 @@
-"""Where what Starlette raises for a lost peer becomes a `ConnectionLost`."""
+"""A Starlette WebSocket for a session: what it raises for a lost peer becomes a `ConnectionLost`.
+
+Where uvicorn's protocol is ours (`direct_socket`), text frames do not pass through Starlette at all.
+"""
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from . import direct_socket
 from .session.transport import ConnectionLost
 
 log = logging.getLogger("voice_serve.server")
@@ -14,10 +19,36 @@ CLOSE_S = 1.0
 
 
 class SocketTransport:
-    """An accepted Starlette WebSocket as a session's transport."""
+    """Must be there before the socket is accepted: the client may speak at once."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
+        self._early: list[str] = []
+        """Text frames that came before anyone wanted them."""
+        self._direct = direct_socket.of(socket.scope)
+        if self._direct is not None:
+            self._direct.on_text = self._keep
+
+    def _keep(self, text: str) -> None:
+        self._early.append(text)
+        self.pause()
+
+    def deliver_to(self, on_text: Callable[[str], None]) -> None:
+        if self._direct is None:
+            return
+        for text in self._early:
+            on_text(text)
+        self._early.clear()
+        self._direct.on_text = on_text
+        self.resume()
+
+    def pause(self) -> None:
+        if self._direct is not None:
+            self._direct.pause()
+
+    def resume(self) -> None:
+        if self._direct is not None:
+            self._direct.resume()
 
     async def receive(self) -> str | bytes:
         try:

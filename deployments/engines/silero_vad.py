@@ -41,9 +41,9 @@ class SileroDetector:
         [probability] = self._network.score([self])
         return probability
 
-    async def hear(self, frame: npt.NDArray[np.float32]) -> float:
+    def hear(self, frame: npt.NDArray[np.float32]) -> "asyncio.Future[float]":
         self._take_in(frame)
-        return await self._network.score_soon(self)
+        return self._network.score_soon(self)
 
     def _take_in(self, frame: npt.NDArray[np.float32]) -> None:
         if frame.shape != (DETECTOR_FRAME,):

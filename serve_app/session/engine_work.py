@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import copy_context
 from typing import Any, assert_never
 
 from serve_app.conversation.commands import Generate, JudgeTurn, Prefill, Synthesize, Transcribe
@@ -29,6 +30,8 @@ class EngineWork:
         self._input = audio
         self._mapper = mapper
         self._observer = observer
+        self._context = copy_context()
+        """Of the caller's request: a message or a timer begins work in the loop's own, where Ray finds no request."""
         self._running: dict[object, set[asyncio.Task[None]]] = {}
         self._output_format = mapper.config.output_format
         """Of the answer under way: the client was told it with `response.created`, or will be."""
@@ -74,7 +77,8 @@ class EngineWork:
             self._observer.prefill_ended(self._session_id, outcome)
 
     def _spawn(self, key: object, call: Coroutine[Any, Any, None], stage: str) -> None:
-        task = self._tasks.create_task(call, name=f"{stage}-{key}-{self._session_id}")
+        name = f"{stage}-{key}-{self._session_id}"
+        task = self._tasks.create_task(call, name=name, context=self._context.copy())
         self._running.setdefault(key, set()).add(task)
         task.add_done_callback(lambda done: self._discard(key, done))
 

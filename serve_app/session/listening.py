@@ -1,10 +1,11 @@
 """Taking in what the client appends: at most so far ahead of real time, without holding the loop, each frame scored.
 
 This is what a session does fifty times a second, so nothing lies between the socket and the conversation but the
-calls that the work itself needs (`python -m loadtest.bench frame-cost`).
+calls that the work itself needs, and no task is woken (`python -m loadtest.bench frame-cost`).
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -34,39 +35,118 @@ class Listening:
         *,
         backlog_s: float,
         report: Callable[[FrameScored], None],
+        on_idle: Callable[[], None],
+        on_failure: Callable[[Exception], None],
     ) -> None:
+        """`on_idle`: it was busy, and is no more."""
         self._conversation = conversation
         self._detector = detector
         self._input = audio
         self._backlog_s = backlog_s
         self._report = report
+        self._on_idle = on_idle
+        self._on_failure = on_failure
         self._forgets_at = 0
         self._loop = asyncio.get_running_loop()
         self._audio_lasts_until = self._loop.time()
         """When the audio taken in so far would be over if it were live."""
+        self._slices: deque[tuple[bytes, AudioFormat]] = deque()
+        self._frames: deque[npt.NDArray[np.float32]] = deque()
+        self._is_live = True
+        """Of `_frames`."""
+        self._awaited: asyncio.Future[float] | asyncio.Handle | None = None
+        """The score of a frame, or the loop's next turn."""
+        self._idle: asyncio.Future[None] | None = None
 
-    async def hear(self, event: InputAudio, audio_format: AudioFormat) -> Refused | None:
-        """Returns what the client is told if its audio was dropped."""
+    @property
+    def is_busy(self) -> bool:
+        """Audio is being taken in, and nothing that the client sent after it may be before it is."""
+        return self._awaited is not None
+
+    async def until_idle(self) -> None:
+        while self._awaited is not None:
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    def hear(self, event: InputAudio, audio_format: AudioFormat) -> Refused | None:
+        """Returns what the client is told if its audio was dropped. Must not be called while `is_busy`."""
+        encoded = event.encoded
         refusal = self._refused(event, audio_format)
         if refusal is not None:
             return refusal
-        encoded = event.encoded
         size = SLICE_S * audio_format.rate * audio_format.sample_bytes
-        for start in range(0, len(encoded), size):
-            frames = self._input.append(encoded[start : start + size], audio_format)
-            is_live = len(frames) <= LIVE_FRAMES
-            for frame in frames:
-                self._report(FrameScored(DETECTOR_FRAME, await self._probability(frame, is_live=is_live)))
-            if len(encoded) >= size:
-                self._forget_input()
-                await asyncio.sleep(0)
-        self._forget_input()
+        if len(encoded) <= size:
+            self._take_in(encoded, audio_format)
+            return None
+        self._slices.extend(
+            (encoded[start : start + size], audio_format) for start in range(0, len(encoded), size)
+        )
+        self._take_in(*self._slices.popleft())
         return None
 
     def hear_silence(self, samples: int) -> None:
         """Zeros up to the end of a frame, so that the conversation's position is that of all audio taken in."""
         for _ in range(self._input.append_silence(samples)):
             self._report(FrameScored(DETECTOR_FRAME, 0.0))
+
+    def stop(self) -> None:
+        """The session is over."""
+        self._slices.clear()
+        self._frames.clear()
+        if self._awaited is not None:
+            self._awaited.cancel()
+
+    def _take_in(self, encoded: bytes, audio_format: AudioFormat) -> None:
+        frames = self._input.append(encoded, audio_format)
+        if frames:
+            self._is_live = len(frames) <= LIVE_FRAMES
+            self._frames.extend(frames)
+            self._score()
+
+    def _score(self) -> None:
+        """The frames in their order, until one has to wait for those of other sessions."""
+        while self._frames:
+            frame = self._frames.popleft()
+            if self._conversation.settings.turn_detection is None:
+                probability = 0.0
+            elif self._is_live:
+                self._awaited = scored = self._detector.hear(frame)
+                scored.add_done_callback(self._on_scored)
+                return
+            else:
+                probability = self._detector.probability(frame)
+            self._report(FrameScored(DETECTOR_FRAME, probability))
+        self._forget_input()
+        if not self._is_live:  # it was much: the others have their turn
+            self._awaited = self._loop.call_soon(self._go_on)
+
+    def _on_scored(self, scored: "asyncio.Future[float]") -> None:
+        if scored.cancelled():
+            return
+        self._awaited = None
+        try:
+            self._report(FrameScored(DETECTOR_FRAME, scored.result()))
+            self._score()
+        except Exception as error:
+            self._on_failure(error)
+        self._rest_if_idle()
+
+    def _go_on(self) -> None:
+        self._awaited = None
+        try:
+            if self._slices:
+                self._take_in(*self._slices.popleft())
+        except Exception as error:
+            self._on_failure(error)
+        self._rest_if_idle()
+
+    def _rest_if_idle(self) -> None:
+        if self._awaited is not None:
+            return
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+        self._on_idle()
 
     def _refused(self, event: InputAudio, audio_format: AudioFormat) -> Refused | None:
         """Why the audio is too far ahead."""
@@ -82,11 +162,6 @@ class Listening:
             "It was dropped: send it again later."
         )
         return Refused("input_audio_too_fast", message, "audio", event.event_id)
-
-    async def _probability(self, frame: npt.NDArray[np.float32], *, is_live: bool) -> float:
-        if self._conversation.settings.turn_detection is None:
-            return 0.0
-        return await self._detector.hear(frame) if is_live else self._detector.probability(frame)
 
     def _forget_input(self) -> None:
         """Let go of what will not be transcribed, a second at a time."""

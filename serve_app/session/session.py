@@ -56,7 +56,11 @@ log = logging.getLogger("voice_serve.session")
 REST_POLL_S = 0.05
 """How often a session that is to move looks whether it may."""
 UNBROKEN = 16
-"""Messages of one client that are taken in without giving the others their turn."""
+"""Messages of one client that are received without giving the others their turn."""
+MOST_WAITING = 16
+"""Messages that may wait for the audio before them; then nothing more is read from the socket."""
+LARGE = 64 * 1024
+"""A message of more characters is not kept waiting with others behind it."""
 
 
 class Session:
@@ -97,7 +101,13 @@ class Session:
             self._input,
             backlog_s=options.input_backlog_s,
             report=self._decide,
+            on_idle=self._receive_waiting,
+            on_failure=self._fail,
         )
+        self._waiting: deque[str] = deque()
+        """What the client has sent, and cannot be taken in yet."""
+        self._sending: asyncio.Handle | None = None
+        """The loop's next turn, in which what was answered is sent."""
         self._calls = StageCalls(
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
@@ -133,6 +143,7 @@ class Session:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
                     self._disarm()
+                    self._listening.stop()
                     last = self._snapshot()
                     self._conversation.handle(Closed(), self._loop.time())
                 for task in self._lasting:
@@ -165,6 +176,7 @@ class Session:
         self._calls.chunks.clear()
         self._outbox.clear()
         self._input.forget(self._input.end)
+        self._waiting.clear()
 
     def _fault(self, group: BaseExceptionGroup[BaseException]) -> Ending:
         """Our own mistake: the client learns that there was one, the log learns which."""
@@ -221,7 +233,9 @@ class Session:
     # --- in ---------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
+        """By ASGI: all that comes, or what is left of it where the transport delivers text at once."""
         await self._greet()
+        self._transport.deliver_to(self._receive)
         for number in count(1):
             try:
                 frame = await self._transport.receive()
@@ -229,24 +243,58 @@ class Session:
                 code = NORMAL if lost.is_deliberate else 1001
                 self.end(Ending(code, "the client left", is_peer_gone=True))
                 return
-            self._last_event_at = self._loop.time()
             if isinstance(frame, bytes):
                 self.end(
                     Ending(1003, "binary frames are not part of this protocol; send JSON in text frames")
                 )
                 return
-            try:
-                await self._take_in(frame)
-            except ProtocolError as error:
-                self._send(self._mapper.error(error))
+            self._receive(frame)
+            await self._listening.until_idle()
             if self._outbox or number % UNBROKEN == 0:  # what is there already is received without a pause
                 await asyncio.sleep(0)
 
-    async def _take_in(self, frame: str) -> None:
+    def _receive(self, text: str) -> None:
+        """A text frame; it waits while the audio before it is taken in, or an answer to it is sent. Never raises."""
+        if self._over.done():
+            return
+        self._last_event_at = self._loop.time()
+        if self._is_free and not self._waiting:
+            self._take_in(text)
+            return
+        self._waiting.append(text)
+        if len(self._waiting) == MOST_WAITING or len(text) > LARGE:
+            self._transport.pause()
+
+    def _receive_waiting(self) -> None:
+        while self._waiting and self._is_free:
+            self._take_in(self._waiting.popleft())
+            if not self._waiting:
+                self._transport.resume()
+
+    @property
+    def _is_free(self) -> bool:
+        return self._sending is None and not self._listening.is_busy
+
+    def _take_in(self, text: str) -> None:
+        try:
+            self._act_on(text)
+        except ProtocolError as error:
+            self._send(self._mapper.error(error))
+        except Exception as error:
+            self._fail(error)
+        if self._outbox and self._sending is None:
+            self._sending = self._loop.call_soon(self._sent)
+
+    def _sent(self) -> None:
+        """The writer has had a turn; a client that reads may ask for much."""
+        self._sending = None
+        self._receive_waiting()
+
+    def _act_on(self, text: str) -> None:
         audio_format = self._mapper.config.input_format
-        event = codec.decode(frame, audio_format)
+        event = codec.decode(text, audio_format)
         if isinstance(event, InputAudio):
-            refusal = await self._listening.hear(event, audio_format)
+            refusal = self._listening.hear(event, audio_format)
             if refusal is not None:
                 self._tell(refusal)
             return
@@ -296,9 +344,13 @@ class Session:
         self._timer = self._timer_at = None
         try:
             self._decide(None)
-        except Exception as error:  # a timer has no task that could carry it
-            if not self._over.done():
-                self._over.set_exception(error)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Of what the loop calls: there is no task that could carry it."""
+        if not self._over.done():
+            self._over.set_exception(error)
 
     # --- doing ------------------------------------------------------------------------------------------------------
 

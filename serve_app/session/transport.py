@@ -1,5 +1,6 @@
 """The socket as a session sees it, and why it is closed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,19 @@ class Transport(Protocol):
     async def receive(self) -> str | bytes:
         """The next frame: str for text, bytes for binary. Raises ConnectionLost."""
         ...
+
+    def deliver_to(self, on_text: Callable[[str], None]) -> None:
+        """From now on text frames need not be received: those that can be are given to `on_text` as they come.
+
+        `on_text` does not raise. A transport that cannot do so does nothing.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Nothing is given to `on_text` until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
 
     async def send(self, text: str) -> None:
         """Returns when the frame was handed to the network. Raises ConnectionLost."""

@@ -71,7 +71,7 @@ async def test_a_session_that_ended_meanwhile_is_left_out() -> None:
     session = RecordingSession()
     network = silero_vad.Network(session)
     frame = np.zeros(512, dtype=np.float32)
-    waiting = [asyncio.Task(network.detector().hear(frame)) for _ in range(3)]
+    waiting = [network.detector().hear(frame) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[1].cancel()
     await asyncio.wait(waiting)
@@ -102,9 +102,7 @@ def test_a_loop_that_stopped_in_the_middle_of_a_round_leaves_the_next_one_free()
     frame = np.zeros(512, dtype=np.float32)
 
     async def begin() -> None:
-        task = asyncio.Task(network.detector().hear(frame))
-        await asyncio.sleep(0)
-        task.cancel()
+        network.detector().hear(frame).cancel()
 
     async def hear() -> float:
         return await network.detector().hear(frame)

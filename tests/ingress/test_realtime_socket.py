@@ -1,7 +1,7 @@
 """`/v1/realtime` from the handshake to the close: who gets in, who is refused and what they are told."""
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ingress.asgi import Socket, connected, server_of
@@ -326,8 +326,10 @@ async def test_a_limit_closes_with_1000_and_a_reason():
 @virtual_time
 async def test_our_own_mistake_closes_with_1011_and_says_nothing_of_it():
     class Broken:
-        async def hear(self, frame: Any) -> float:
-            raise RuntimeError("secret")
+        def hear(self, frame: Any) -> asyncio.Future[float]:
+            scored: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+            scored.set_exception(RuntimeError("secret"))
+            return scored
 
     async with connected(server_of(engines=scripted(make_detector=Broken))) as socket:
         await socket.until("session.created")
@@ -340,6 +342,7 @@ async def test_our_own_mistake_closes_with_1011_and_says_nothing_of_it():
 @virtual_time
 async def test_a_reason_fits_into_a_close_frame():
     class Peer:
+        scope: ClassVar[dict[str, Any]] = {}
         reason = ""
 
         async def close(self, code: int, reason: str) -> None:
@@ -353,6 +356,8 @@ async def test_a_reason_fits_into_a_close_frame():
 @virtual_time
 async def test_a_close_that_the_peer_never_reads_is_not_waited_for():
     class Peer:
+        scope: ClassVar[dict[str, Any]] = {}
+
         async def close(self, code: int, reason: str) -> None:
             await asyncio.sleep(3600)
 

@@ -77,8 +77,10 @@ class ToneDetector:
     def probability(self, frame: Audio) -> float:
         return 0.95 if float(np.sqrt(np.mean(frame * frame))) > 0.05 else 0.02
 
-    async def hear(self, frame: Audio) -> float:
-        return self.probability(frame)
+    def hear(self, frame: Audio) -> asyncio.Future[float]:
+        scored: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        scored.set_result(self.probability(frame))
+        return scored
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,10 @@ class Faults:
     send_s: float = 0.0
 
 
+is_direct = True
+"""Whether text is delivered as by `direct_socket`, or all is received as by ASGI."""
+
+
 class MemoryTransport:
     def __init__(self, faults: Faults, deliver: Callable[[str], None]) -> None:
         self.faults = faults
@@ -188,10 +194,40 @@ class MemoryTransport:
         """The peer is gone and its system tells nobody: sends hang."""
         self._deliver = deliver
         self._incoming: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self._on_text: Callable[[str], None] | None = None
+        self._is_paused = False
         self._sent = self._received = 0
 
     def put(self, frame: str | bytes) -> None:
-        self._incoming.put_nowait(frame)
+        if self._on_text is None or self._is_paused or isinstance(frame, bytes) or self._loses_next():
+            self._incoming.put_nowait(frame)
+        else:
+            self._received += 1
+            self._on_text(frame)
+
+    def deliver_to(self, on_text: Callable[[str], None]) -> None:
+        if is_direct:
+            self._on_text = on_text
+            self._deliver_held()
+
+    def pause(self) -> None:
+        self._is_paused = True
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._deliver_held()
+
+    def _deliver_held(self) -> None:
+        """What came before it could be delivered, up to what only `receive` can tell."""
+        while not self._is_paused and not self._incoming.empty() and not self._loses_next():
+            [frame, *_] = self._incoming._queue  # type: ignore[attr-defined]  # a look at it, without taking it
+            if not isinstance(frame, str):
+                return
+            self.put(self._incoming.get_nowait())  # type: ignore[arg-type]
+
+    def _loses_next(self) -> bool:
+        return self._received == self.faults.lose_at_receive
 
     def hang_up(self) -> None:
         self.is_lost = True
