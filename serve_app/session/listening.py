@@ -144,7 +144,8 @@ class Listening:
         if self._awaited is not None:
             return
         if self._idle is not None:
-            self._idle.set_result(None)
+            if not self._idle.done():  # who waited may have been cancelled
+                self._idle.set_result(None)
             self._idle = None
         self._on_idle()
 
