@@ -266,7 +266,7 @@ class Session:
             self._transport.pause()
 
     def _receive_waiting(self) -> None:
-        while self._waiting and self._is_free:
+        while self._waiting and self._is_free and not self._over.done():
             self._take_in(self._waiting.popleft())
             if not self._waiting:
                 self._transport.resume()

@@ -17,6 +17,7 @@ its events, the types of the `openai` SDK for each, and that no task and no engi
 import asyncio
 import base64
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -181,62 +182,66 @@ class Faults:
     send_s: float = 0.0
 
 
-is_direct = True
-"""Whether text is delivered as by `direct_socket`, or all is received as by ASGI."""
-
-
 class MemoryTransport:
+    is_direct = True
+    """Whether text is delivered as by `direct_socket`, or all is received as by ASGI."""
+
     def __init__(self, faults: Faults, deliver: Callable[[str], None]) -> None:
         self.faults = faults
         self.closed: tuple[int, str] | None = None
         self.is_lost = False
         self.has_left = False
         """The peer is gone and its system tells nobody: sends hang."""
+        self.is_paused = False
         self._deliver = deliver
-        self._incoming: asyncio.Queue[str | bytes | None] = asyncio.Queue()
+        self._incoming: deque[str | bytes | None] = deque()
+        """What the peer has sent and nobody has read; None: it has hung up."""
+        self._news = asyncio.Event()
         self._on_text: Callable[[str], None] | None = None
-        self._is_paused = False
         self._sent = self._received = 0
 
-    def put(self, frame: str | bytes) -> None:
-        if self._on_text is None or self._is_paused or isinstance(frame, bytes) or self._loses_next():
-            self._incoming.put_nowait(frame)
-        else:
-            self._received += 1
-            self._on_text(frame)
+    def put(self, frame: str | bytes | None) -> None:
+        self._incoming.append(frame)
+        self._deliver_text()
 
     def deliver_to(self, on_text: Callable[[str], None]) -> None:
-        if is_direct:
+        if self.is_direct:
             self._on_text = on_text
-            self._deliver_held()
+            self._deliver_text()
 
     def pause(self) -> None:
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
-        if self._is_paused:
-            self._is_paused = False
-            self._deliver_held()
+        if self.is_paused:
+            self.is_paused = False
+            asyncio.get_running_loop().call_soon(self._deliver_text)
 
-    def _deliver_held(self) -> None:
-        """What came before it could be delivered, up to what only `receive` can tell."""
-        while not self._is_paused and not self._incoming.empty() and not self._loses_next():
-            [frame, *_] = self._incoming._queue  # type: ignore[attr-defined]  # a look at it, without taking it
-            if not isinstance(frame, str):
-                return
-            self.put(self._incoming.get_nowait())  # type: ignore[arg-type]
+    def _deliver_text(self) -> None:
+        while self._on_text is not None and self._text_is_next and not self.is_paused:
+            self._received += 1
+            self._on_text(str(self._incoming.popleft()))
+        self._news.set()
 
+    @property
+    def _text_is_next(self) -> bool:
+        return bool(self._incoming) and isinstance(self._incoming[0], str) and not self._loses_next
+
+    @property
     def _loses_next(self) -> bool:
         return self._received == self.faults.lose_at_receive
 
     def hang_up(self) -> None:
         self.is_lost = True
-        self._incoming.put_nowait(None)
+        self.put(None)
 
     async def receive(self) -> str | bytes:
-        frame = await self._incoming.get()
-        number, self._received = self._received, self._received + 1
-        if frame is None or number == self.faults.lose_at_receive:
+        while not self._incoming or (self._on_text is not None and self._text_is_next):
+            self._news.clear()
+            await self._news.wait()
+        frame, is_lost = self._incoming.popleft(), self._loses_next
+        self._received += 1
+        if frame is None or is_lost:
             raise ConnectionLost
         return frame
 
