@@ -36,11 +36,11 @@ class SocketTransport:
     def deliver_to(self, on_text: Callable[[str], None]) -> None:
         if self._direct is None:
             return
+        self._direct.on_text = on_text
+        self.resume()  # nothing is read before this returns, and to whom the early text is too much pauses again
         for text in self._early:
             on_text(text)
         self._early.clear()
-        self._direct.on_text = on_text
-        self.resume()
 
     def pause(self) -> None:
         if self._direct is not None:
