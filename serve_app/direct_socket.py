@@ -44,7 +44,7 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
         on_text(text)
 
     def pause(self) -> None:
-        """Nothing more is read, and so nothing given to `on_text`, until `resume`; the client's TCP window fills."""
+        """Nothing more is read until `resume`, and the client's TCP window fills. What was read already still comes."""
         if not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
