@@ -109,8 +109,9 @@ async def test_a_binary_message_is_received_while_text_is_delivered():
         await both.client.send(b"\x00\x01")
         await both.client.send([b"\x02", b"\x03"])
         await both.client.send("after")
-        assert await both.transport.receive() == b"\x00\x01"
-        assert await both.transport.receive() == b"\x02\x03"
+        async with asyncio.timeout(WITHIN_S):
+            assert await both.transport.receive() == b"\x00\x01"
+            assert await both.transport.receive() == b"\x02\x03"
         await both.until_got(2)
         assert both.got == ["before", "after"]
 
