@@ -108,6 +108,8 @@ class Session:
         """What the client has sent, and cannot be taken in yet."""
         self._sending: asyncio.Handle | None = None
         """The loop's next turn, in which what was answered is sent."""
+        self._unbroken = 0
+        """Messages taken in since the last such turn."""
         self._calls = StageCalls(
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
@@ -282,12 +284,14 @@ class Session:
             self._send(self._mapper.error(error))
         except Exception as error:
             self._fail(error)
-        if self._outbox and self._sending is None:
+        self._unbroken += 1
+        if (self._outbox or self._unbroken >= UNBROKEN) and self._sending is None:
             self._sending = self._loop.call_soon(self._sent)
 
     def _sent(self) -> None:
-        """The writer has had a turn; a client that reads may ask for much."""
+        """The writer and the others have had a turn; a client that reads may ask for much."""
         self._sending = None
+        self._unbroken = 0
         self._receive_waiting()
 
     def _act_on(self, text: str) -> None:

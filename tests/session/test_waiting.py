@@ -11,7 +11,7 @@ from session.virtual import the_loop, virtual_time
 
 from deployments.interfaces import Transcript
 from serve_app.conversation.events import FrameScored, ItemCreated
-from serve_app.session.session import LARGE, MOST_WAITING
+from serve_app.session.session import LARGE, MOST_WAITING, UNBROKEN
 from serve_app.session.transport import Ending
 
 SCORE_S = 0.01
@@ -151,6 +151,18 @@ async def test_a_client_that_asks_for_much_at_once_lets_the_loop_turn_between_it
         await call.until("conversation.item.added", count=200)
         assert the_loop().steps - before >= 200
         assert items_of(call) == [str(number) for number in range(200)]
+
+
+@virtual_time
+async def test_a_flood_that_asks_for_nothing_does_not_hold_the_loop():
+    async with calling(microphone=False) as call:
+        await call.until("session.created")
+        before = the_loop().steps
+        for _ in range(100 * UNBROKEN):
+            call.send(quiet(1 / 24_000))
+        call.send(item("behind"))
+        await call.until("conversation.item.added")
+        assert the_loop().steps - before >= 100
 
 
 @virtual_time
