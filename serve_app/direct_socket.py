@@ -12,13 +12,14 @@ another process (Serve's default proxy) or another thread, `of` finds nothing, a
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import uvicorn.config
 from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 _EXTENSION = "voice_serve.direct"
-"""Of the ASGI scope: the protocol itself."""
+"""Of the ASGI scope: a weak reference to the protocol, which has the scope."""
 
 
 class DirectWebSocket(WebSocketsSansIOProtocol):
@@ -28,7 +29,11 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if not self.close_sent:  # else the handshake was refused, and there is no scope
-            self.scope["extensions"][_EXTENSION] = self  # type: ignore[assignment]
+            self.scope["extensions"][_EXTENSION] = ref(self)  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.on_text = None  # the session knows the socket, and must not wait for the garbage collector
 
     def send_receive_event_to_app(self) -> None:
         on_text = self.on_text
@@ -62,7 +67,8 @@ def install() -> None:
 
 def of(scope: Scope) -> DirectWebSocket | None:
     """The protocol below a WebSocket's scope, if it is there and its loop is the caller's."""
-    protocol = scope.get("extensions", {}).get(_EXTENSION)
+    reference = scope.get("extensions", {}).get(_EXTENSION)
+    protocol = reference() if isinstance(reference, ref) else None
     if isinstance(protocol, DirectWebSocket) and protocol.loop is asyncio.get_running_loop():
         return protocol
     return None

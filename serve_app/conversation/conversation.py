@@ -92,6 +92,7 @@ class Conversation:
         must be the first thing it is told. `epoch` must be new then if the conversation may have gone on after it.
         """
         self._out: list[Command] = []
+        self._emit = self._out.append  # no method: the parts must not know the whole
         self._settings = settings
         self._ids = Ids(name, epoch=epoch, counts=snapshot.counts if snapshot else Counts())
         self.history = History(snapshot.items, snapshot.history_version) if snapshot else History()
@@ -206,11 +207,9 @@ class Conversation:
         self._settle(now)
         return self._take()
 
-    def _emit(self, command: Command) -> None:
-        self._out.append(command)
-
     def _take(self) -> list[Command]:
-        out, self._out = self._out, []
+        out = self._out.copy()
+        self._out.clear()
         return out
 
     # --- facts ------------------------------------------------------------------------------------------------------
