@@ -5,10 +5,9 @@ within 50 ms and no new forward pass starts; a forward that is under way may fin
 Values cross process boundaries, so they are plain, frozen and small: audio is 16-bit PCM bytes, never float32.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -197,8 +196,9 @@ class SpeechDetector(Protocol):
         """Probability in [0, 1] that `frame`, float32 (512,) at 16 kHz, holds speech. Frames must come in order."""
         ...
 
-    def hear(self, frame: npt.NDArray[np.float32]) -> "asyncio.Future[float]":
-        """`probability` of a frame that comes live: it may wait a few ms, to be scored with those of other sessions."""
+    @staticmethod
+    def probabilities(detectors: Sequence[Any], frames: npt.NDArray[np.float32]) -> list[float]:
+        """`probability` for several sessions at once: float32 (n, 512), the row of each. All are of this class."""
         ...
 
 

@@ -6,14 +6,14 @@ that does nothing, then to a whole session on a silent conversation; last, for c
 ASGI, through uvicorn's own protocol and Ray's receive proxy. The differences are the layers'.
 The kernel and HAProxy are not in it, so neither is what uvicorn's own protocol does at every message, to stop and
 start reading; `sessions` has them. The best of several rounds of CPU time, so that a busy
-machine changes little; nothing sleeps but who waits for Silero to gather the frames of other sessions.
+machine changes little.
 """
 
 import argparse
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from deployments.engines import silero_vad
 from deployments.engines.scripted import ScriptedChatModel, ScriptedSynthesizer, ScriptedTranscriber
 from deployments.interfaces import SpeechDetector
 from deployments.options import LlmOptions, SttOptions, TtsOptions
-from serve_app.audio.pcm import Audio, encode_pcm
+from serve_app.audio.pcm import Audio, encode_pcm, to_samples
 from serve_app.client.microphone import FRAME, FRAME_S
 from serve_app.config import Config
 from serve_app.conversation.conversation import Conversation
@@ -39,6 +39,7 @@ from serve_app.direct_socket import DirectWebSocket
 from serve_app.realtime import codec
 from serve_app.realtime.session_config import AudioFormat
 from serve_app.server import VoiceServer
+from serve_app.session.ears import Ears, resampler
 from serve_app.session.input import AudioInput
 from serve_app.session.stages import Engines
 from serve_app.socket_transport import SocketTransport
@@ -51,9 +52,9 @@ FRAMES = 1500
 SESSIONS = 20
 SETTLED_S = 0.2
 TURNS = 6
-"""Of the loop, in which a frame passes all queues of ASGI; an empty one costs 1 us for all sessions."""
-POLL_S = 0.001
-"""A shorter sleep is none: uvloop counts in milliseconds."""
+"""Of the loop, in which a frame passes all queues of ASGI and is heard; an empty one costs 1 us for all sessions."""
+TOGETHER = 12
+"""Frames in a round of the ears, with a hundred sessions."""
 HANDSHAKE = (
     b"GET /v1/realtime?model=voice-serve HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -95,29 +96,39 @@ def _by_themselves(parts: list[bytes]) -> dict[str, float]:
     config = Config()
     conversation = Conversation(config.parameters(), Settings(turn_detection=config.server_vad()))
     score = FrameScored(512, 0.01)
-    silence = np.zeros(512, dtype=np.float32)
-    detector = silero_vad.load()()
+    blocks = resampler(24_000)
+    block = bytes(blocks.block * 2)
+    make_detector = silero_vad.load()
+    detectors = [make_detector() for _ in range(TOGETHER)]
+    silence = np.zeros((TOGETHER, 512), dtype=np.float32)
+    samples = np.zeros(512, dtype=np.int16)
     frames_each = 16_000 * FRAME_S / 512
 
     def decode(n: int) -> None:
         codec.decode(texts[n % len(texts)])
 
-    def hear_frame(n: int) -> None:
-        conversation.handle(score, n * 0.032)
+    def resample(_n: int) -> None:
+        to_samples(blocks.resample([block] * TOGETHER))
 
     def detect(_n: int) -> None:
-        detector.probability(silence)
+        detectors[0].probabilities(detectors, silence)
+
+    def hear_frame(n: int) -> None:
+        conversation.handle(score, n * 0.032)
 
     audio = AudioInput(max_turn_s=60, backlog_s=120)
 
     def take_in(n: int) -> None:
-        if audio.append(parts[n % len(parts)], AudioFormat.PCM):
+        for _ in audio.append(parts[n % len(parts)], AudioFormat.PCM):
+            audio.keep(samples)
             audio.forget(audio.end - 16_000)
 
+    together = frames_each / TOGETHER
     return {
         "JSON and base64": _best(decode),
-        "samples, resampler, ring, frames": _best(take_in),
-        "Silero, one frame at a time (0.625 frames)": _best(detect) * frames_each,
+        "kept until it is a block, and the frame of it": _best(take_in),
+        f"resampled, {TOGETHER} together (0.625 frames)": _best(resample) * together,
+        f"Silero, {TOGETHER} together (0.625 frames)": _best(detect) * together,
         "Conversation (0.625 frames)": _best(hear_frame) * frames_each,
     }
 
@@ -126,10 +137,9 @@ class _Deaf:
     def probability(self, frame: Audio) -> float:
         return 0.0
 
-    def hear(self, frame: Audio) -> asyncio.Future[float]:
-        scored: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        scored.set_result(0.0)
-        return scored
+    @staticmethod
+    def probabilities(detectors: Sequence["_Deaf"], frames: Audio) -> list[float]:
+        return [0.0] * len(detectors)
 
 
 def _best(call: Callable[[int], None]) -> float:
@@ -168,43 +178,14 @@ class _Wire(asyncio.Transport):
         return default
 
 
-class _Scores:
-    """Detectors of which is known how many frames wait for their score."""
-
-    def __init__(self, make_detector: Callable[[], SpeechDetector]) -> None:
-        self.make_detector = make_detector
-        self.waiting = 0
-
-    def __call__(self) -> SpeechDetector:
-        return _Counted(self)
-
-    def note(self, _scored: asyncio.Future[float]) -> None:
-        self.waiting -= 1
-
-
-class _Counted:
-    def __init__(self, scores: _Scores) -> None:
-        self._scores = scores
-        self._detector = scores.make_detector()
-
-    def probability(self, frame: Audio) -> float:
-        return self._detector.probability(frame)
-
-    def hear(self, frame: Audio) -> asyncio.Future[float]:
-        scored = self._detector.hear(frame)
-        self._scores.waiting += 1
-        scored.add_done_callback(self._scores.note)
-        return scored
-
-
 async def _layers(parts: list[bytes]) -> dict[str, float]:
     frames = [Frame(Opcode.TEXT, _text(pcm).encode()).serialize(mask=True) for pcm in parts]
-    deaf, silero = _Scores(_Deaf), _Scores(silero_vad.load())
+    silero = silero_vad.load()
     return {
-        "uvicorn's WebSocket, to a function": await _fed(_hands_over, frames, deaf),
-        "and a session that is deaf": await _fed(_app(deaf), frames, deaf),
-        "and Silero: the whole": await _fed(_app(silero), frames, silero),
-        "the whole by ASGI": await _fed(_app(silero), frames, silero, protocol=WebSocketsSansIOProtocol),
+        "uvicorn's WebSocket, to a function": await _fed(_hands_over, frames),
+        "and a session that is deaf": await _fed(_app(_Deaf), frames),
+        "and Silero: the whole": await _fed(_app(silero), frames),
+        "the whole by ASGI": await _fed(_app(silero), frames, protocol=WebSocketsSansIOProtocol),
     }
 
 
@@ -222,6 +203,7 @@ def _app(make_detector: Callable[[], SpeechDetector]) -> ASGIApp:
         ScriptedTranscriber(SttOptions()),
         ScriptedChatModel(LlmOptions()),
         ScriptedSynthesizer(TtsOptions()),
+        ears=Ears(gather_s=0.0),
     )
 
     async def nothing() -> Any:
@@ -234,7 +216,6 @@ def _app(make_detector: Callable[[], SpeechDetector]) -> ASGIApp:
 async def _fed(
     app: ASGIApp,
     frames: list[bytes],
-    scores: _Scores,
     *,
     protocol: type[WebSocketsSansIOProtocol] = DirectWebSocket,
 ) -> float:
@@ -255,8 +236,6 @@ async def _fed(
                 socket.data_received(frames[n % len(frames)])
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-            while scores.waiting:  # noqa: ASYNC110 - an event would be part of what is measured
-                await asyncio.sleep(POLL_S)
         rounds.append(time.process_time() - began)
     for socket in sockets:
         socket.connection_lost(None)

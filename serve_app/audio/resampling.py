@@ -8,6 +8,7 @@ decision of the detector. Here it is 1.5 and 3 ms, always (tests/audio/test_resa
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -21,6 +22,10 @@ _CUTOFF = 0.94
 """Of the lower Nyquist frequency. The band is flat to 0.85 (3.4 kHz at 8 kHz: the telephone's) and closed at 1.03."""
 _KAISER_BETA = 6.8
 """70 dB of stop band: below the noise of G.711 and of any microphone."""
+
+
+_GROUP = 8
+"""Periods that `BlockResampler` computes as one row of its product."""
 
 
 class StreamingResampler:
@@ -108,6 +113,52 @@ class StreamingResampler:
         self._held = self._held[whole * self._down :]
         self._produced += len(output)
         return output
+
+
+class BlockResampler:
+    """Resampling of many live streams at once: a block of each, all of one size, to a frame of each.
+
+    What a stream's `StreamingResampler` holds is here in the block itself: a block is `step` new samples of its stream
+    behind the last `overlap` samples of the block before. Before the first comes `lead`, samples of silence; then
+    the frames are the `StreamingResampler`'s output, to rounding, and each is complete as soon as there. 1.5 us a frame of
+    512 in a dozen, 6 us alone: as a matrix product over groups of periods, whose input overlaps less than that of
+    single ones.
+    """
+
+    def __init__(self, input_rate: int, output_rate: int, frame: int) -> None:
+        """Raises ValueError if a frame is no whole number of groups of periods."""
+        divisor = math.gcd(input_rate, output_rate)
+        up, down = output_rate // divisor, input_rate // divisor
+        weights, taps = _weights(up, down)
+        if frame % (up * _GROUP):
+            raise ValueError(f"a frame of {frame} is no multiple of {up * _GROUP} samples")
+        self._rows = frame // (up * _GROUP)
+        self._hop = down * _GROUP
+        self._weights = np.zeros((self._hop - down + weights.shape[1], up * _GROUP), dtype=np.float32)
+        for n in range(_GROUP):
+            rows = slice(n * down, n * down + weights.shape[1])
+            self._weights[rows, n * up : (n + 1) * up] = weights.T
+        self._frame = frame
+        self.step = frame * down // up
+        self.block = (self._rows - 1) * self._hop + len(self._weights)
+        """Samples."""
+        self.overlap = self.block - self.step
+        self.lead = taps // 2 - 1
+
+    def resample(self, blocks: Sequence[bytes]) -> Audio:
+        """float32 (n, frame) of n blocks of 16-bit PCM."""
+        samples = np.frombuffer(b"".join(blocks), dtype="<i2").reshape(len(blocks), self.block)
+        audio = samples.astype(np.float32)
+        audio *= np.float32(1 / 32768)
+        item = audio.itemsize
+        windows: Audio = np.ndarray(
+            (len(blocks), self._rows, len(self._weights)),
+            np.float32,
+            audio,
+            strides=(self.block * item, self._hop * item, item),
+        )
+        frames: Audio = windows.reshape(-1, len(self._weights)) @ self._weights
+        return frames.reshape(len(blocks), self._frame)
 
 
 @cache

@@ -7,17 +7,17 @@ calls that the work itself needs, and no task is woken (`python -m loadtest.benc
 import asyncio
 from collections import deque
 from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
+from enum import Enum, auto
 
 from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, SpeechDetector
+from serve_app.audio.pcm import Samples, to_samples
 from serve_app.conversation.commands import Refused
 from serve_app.conversation.conversation import Conversation
 from serve_app.conversation.events import FrameScored
 from serve_app.realtime.client_events import InputAudio
 from serve_app.realtime.session_config import AudioFormat
 
+from .ears import Block, Ears, resampler
 from .input import AudioInput
 
 SLICE_S = 1
@@ -26,10 +26,20 @@ LIVE_FRAMES = 4
 """An append that completes more frames is no microphone's: they need not wait for those of other sessions."""
 
 
+class _Manner(Enum):
+    """How a block is heard."""
+
+    LIVE = auto()
+    AT_ONCE = auto()
+    SILENT = auto()
+    """It is our own silence, which no detector needs to be asked about."""
+
+
 class Listening:
     def __init__(
         self,
         conversation: Conversation,
+        ears: Ears,
         detector: SpeechDetector,
         audio: AudioInput,
         *,
@@ -40,6 +50,7 @@ class Listening:
     ) -> None:
         """`on_idle`: it was busy, and is no more."""
         self._conversation = conversation
+        self._ears = ears
         self._detector = detector
         self._input = audio
         self._backlog_s = backlog_s
@@ -51,11 +62,10 @@ class Listening:
         self._audio_lasts_until = self._loop.time()
         """When the audio taken in so far would be over if it were live."""
         self._slices: deque[tuple[bytes, AudioFormat]] = deque()
-        self._frames: deque[npt.NDArray[np.float32]] = deque()
-        self._is_live = True
-        """Of `_frames`."""
-        self._awaited: asyncio.Future[float] | asyncio.Handle | None = None
-        """The score of a frame, or the loop's next turn."""
+        self._blocks: deque[tuple[bytes, _Manner]] = deque()
+        self._is_taking_in = False
+        self._awaited: Block | asyncio.Handle | None = None
+        """What the ears are hearing, or the loop's next turn."""
         self._idle: asyncio.Future[None] | None = None
 
     @property
@@ -76,57 +86,66 @@ class Listening:
             return refusal
         size = SLICE_S * audio_format.rate * audio_format.sample_bytes
         if len(encoded) <= size:
-            self._take_in(encoded, audio_format)
+            self._append(encoded, audio_format)
             return None
-        self._slices.extend(
-            (encoded[start : start + size], audio_format) for start in range(0, len(encoded), size)
-        )
-        self._take_in(*self._slices.popleft())
+        starts = range(0, len(encoded), size)
+        self._slices.extend((encoded[start : start + size], audio_format) for start in starts)
+        self._append(*self._slices.popleft())
         return None
 
     def hear_silence(self, samples: int) -> None:
         """Zeros up to the end of a frame, so that the conversation's position is that of all audio taken in."""
-        for _ in range(self._input.append_silence(samples)):
-            self._report(FrameScored(DETECTOR_FRAME, 0.0))
+        self._blocks.extend((block, _Manner.SILENT) for block in self._input.append_silence(samples))
+        if self._awaited is None and not self._is_taking_in:
+            self._take_in()
 
     def stop(self) -> None:
         """The session is over."""
         self._slices.clear()
-        self._frames.clear()
+        self._blocks.clear()
         if self._awaited is not None:
             self._awaited.cancel()
 
-    def _take_in(self, encoded: bytes, audio_format: AudioFormat) -> None:
-        frames = self._input.append(encoded, audio_format)
-        if frames:
-            self._is_live = len(frames) <= LIVE_FRAMES
-            self._frames.extend(frames)
-            self._score()
+    def _append(self, encoded: bytes, audio_format: AudioFormat) -> None:
+        blocks = self._input.append(encoded, audio_format)
+        if blocks:
+            manner = _Manner.LIVE if len(blocks) <= LIVE_FRAMES else _Manner.AT_ONCE
+            self._blocks.extend((block, manner) for block in blocks)
+            self._take_in()
 
-    def _score(self) -> None:
-        """The frames in their order, until one has to wait for those of other sessions."""
-        while self._frames:
-            frame = self._frames.popleft()
-            if self._conversation.settings.turn_detection is None:
-                probability = 0.0
-            elif self._is_live:
-                self._awaited = scored = self._detector.hear(frame)
-                scored.add_done_callback(self._on_scored)
+    def _take_in(self) -> None:
+        """The blocks in their order, until one has to wait for those of other sessions."""
+        self._is_taking_in = True
+        try:
+            self._take_in_all()
+        finally:
+            self._is_taking_in = False
+
+    def _take_in_all(self) -> None:
+        manner, rate = _Manner.LIVE, self._input.rate
+        while self._blocks:
+            pcm, manner = self._blocks.popleft()
+            is_detecting = self._conversation.settings.turn_detection is not None
+            if manner is _Manner.LIVE and is_detecting:
+                self._awaited = block = Block(pcm, rate, self._detector, self._on_heard, self._on_failure)
+                self._ears.hear(block)
                 return
-            else:
-                probability = self._detector.probability(frame)
-            self._report(FrameScored(DETECTOR_FRAME, probability))
+            [frame] = resampler(rate).resample([pcm])
+            is_scored = is_detecting and manner is not _Manner.SILENT
+            self._keep(to_samples(frame), self._detector.probability(frame) if is_scored else 0.0)
         self._forget_input()
-        if not self._is_live:  # it was much: the others have their turn
+        if manner is _Manner.AT_ONCE:  # it was much: the others have their turn
             self._awaited = self._loop.call_soon(self._go_on)
 
-    def _on_scored(self, scored: "asyncio.Future[float]") -> None:
-        if scored.cancelled():
-            return
+    def _keep(self, samples: Samples, probability: float) -> None:
+        self._input.keep(samples)
+        self._report(FrameScored(DETECTOR_FRAME, probability))
+
+    def _on_heard(self, samples: Samples, probability: float) -> None:
         self._awaited = None
         try:
-            self._report(FrameScored(DETECTOR_FRAME, scored.result()))
-            self._score()
+            self._keep(samples, probability)
+            self._take_in()
         except Exception as error:
             self._on_failure(error)
         self._rest_if_idle()
@@ -135,7 +154,7 @@ class Listening:
         self._awaited = None
         try:
             if self._slices:
-                self._take_in(*self._slices.popleft())
+                self._append(*self._slices.popleft())
         except Exception as error:
             self._on_failure(error)
         self._rest_if_idle()

@@ -97,6 +97,7 @@ class Session:
         self._input = AudioInput(max_turn_s=options.parameters.max_turn_s, backlog_s=options.input_backlog_s)
         self._listening = Listening(
             self._conversation,
+            engines.ears,
             engines.make_detector(),
             self._input,
             backlog_s=options.input_backlog_s,

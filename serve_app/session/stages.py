@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Literal, TypeVar, cast
 
@@ -55,6 +55,7 @@ from serve_app.conversation.events import (
 )
 from serve_app.realtime.session_config import AudioFormat
 
+from .ears import Ears
 from .output import SegmentCutter
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ class Engines:
     synthesizer: Synthesizer
     turn_judge: TurnJudge | None = None
     """None: only the words tell whether a turn is over."""
+    ears: Ears = field(default_factory=Ears)
+    """Of all sessions that share these engines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ import soxr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.audio.resampling import Audio, StreamingResampler
+from serve_app.audio.pcm import to_audio, to_samples
+from serve_app.audio.resampling import Audio, BlockResampler, StreamingResampler
 
 RATES = [8_000, 16_000, 22_050, 24_000]
 PAIRS = [(i, o) for i in RATES for o in RATES if i != o]
@@ -112,3 +113,22 @@ def test_audio_of_two_dimensions_is_refused_and_changes_nothing(rates: tuple[int
 def test_a_rate_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
         StreamingResampler(0, 16_000)
+
+
+@pytest.mark.parametrize("rate", [8_000, 24_000])
+def test_blocks_of_many_streams_become_what_each_stream_would_by_itself(rate: int) -> None:
+    blocks = BlockResampler(rate, 16_000, 512)
+    streams = [to_samples(noise(rate + n)) for n in range(3)]
+    padded = [np.concatenate((np.zeros(blocks.lead, dtype=np.int16), stream)) for stream in streams]
+    alone = [StreamingResampler(rate, 16_000).push(to_audio(stream)) for stream in streams]
+    for number in range(20):
+        start = number * blocks.step
+        frames = blocks.resample([one[start : start + blocks.block].tobytes() for one in padded])
+        assert frames.shape == (3, 512)
+        for frame, whole in zip(frames, alone, strict=True):
+            assert np.abs(frame - whole[number * 512 : (number + 1) * 512]).max() < 1e-5
+
+
+def test_a_frame_that_is_no_whole_number_of_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="no multiple of 16"):
+        BlockResampler(24_000, 16_000, 100)

@@ -1,4 +1,3 @@
-import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,14 +51,13 @@ def test_each_frame_comes_with_the_end_of_the_one_before_and_its_state() -> None
     assert session.states == [0.0, 1.0, 2.0]
 
 
-async def test_live_frames_of_several_sessions_go_together_each_with_its_own_state() -> None:
+def test_frames_of_several_sessions_go_together_each_with_its_own_state() -> None:
     session = RecordingSession()
     network = silero_vad.Network(session)
     one, other, third = network.detector(), network.detector(), network.detector()
     one.probability(np.full(512, 7.0, dtype=np.float32))
-    frames = [np.full(512, value, dtype=np.float32) for value in (1.0, 2.0, 3.0)]
-    heard = await asyncio.gather(*(d.hear(f) for d, f in zip((one, other, third), frames, strict=True)))
-    assert heard == [0.5] * 3
+    frames = np.stack([np.full(512, value, dtype=np.float32) for value in (1.0, 2.0, 3.0)])
+    assert one.probabilities([one, other, third], frames) == [0.5] * 3
     assert [fed.shape for fed in session.inputs] == [(1, 576), (3, 576)]
     together = session.inputs[1]
     assert together[:, 0].tolist() == [7.0, 0.0, 0.0], "the end of the frame before"
@@ -67,19 +65,7 @@ async def test_live_frames_of_several_sessions_go_together_each_with_its_own_sta
     assert session.states == [0.0, 1.0, 0.0, 0.0]
 
 
-async def test_a_session_that_ended_meanwhile_is_left_out() -> None:
-    session = RecordingSession()
-    network = silero_vad.Network(session)
-    frame = np.zeros(512, dtype=np.float32)
-    waiting = [network.detector().hear(frame) for _ in range(3)]
-    await asyncio.sleep(0)
-    waiting[1].cancel()
-    await asyncio.wait(waiting)
-    assert [fed.shape for fed in session.inputs] == [(2, 576)]
-    assert waiting[1].cancelled()
-
-
-async def test_a_network_that_fails_tells_all_who_wait_and_serves_the_next() -> None:
+def test_a_network_that_fails_says_so_and_serves_the_next() -> None:
     session = RecordingSession()
     network = silero_vad.Network(session)
     works = session.run
@@ -89,38 +75,20 @@ async def test_a_network_that_fails_tells_all_who_wait_and_serves_the_next() -> 
 
     session.run = fails  # type: ignore[method-assign]
     frame = np.zeros(512, dtype=np.float32)
-    answers = await asyncio.gather(
-        *(network.detector().hear(frame) for _ in range(2)), return_exceptions=True
-    )
-    assert [type(answer) for answer in answers] == [EngineFailed] * 2
+    with pytest.raises(EngineFailed, match="broken"):
+        network.detector().probability(frame)
     session.run = works  # type: ignore[method-assign]
-    assert await network.detector().hear(frame) == 0.5
+    assert network.detector().probability(frame) == 0.5
 
 
-def test_a_loop_that_stopped_in_the_middle_of_a_round_leaves_the_next_one_free() -> None:
-    network = silero_vad.Network(RecordingSession())
-    frame = np.zeros(512, dtype=np.float32)
-
-    async def begin() -> None:
-        network.detector().hear(frame).cancel()
-
-    async def hear() -> float:
-        return await network.detector().hear(frame)
-
-    asyncio.run(begin())
-    assert asyncio.run(asyncio.wait_for(hear(), 5)) == 0.5
-
-
-async def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[[str], bytes]) -> None:
+def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[[str], bytes]) -> None:
     make_detector = silero_vad.load()
     pcm = np.frombuffer(recording("speech/cards-001.flac"), dtype="<i2").astype(np.float32) / 32768
     frames = pcm[: len(pcm) // 512 * 512].reshape(-1, 512)[:100]
     alone, live = make_detector(), make_detector()
-    others = [make_detector() for _ in range(6)]
+    company = [*(make_detector() for _ in range(6)), live]
     rng = np.random.default_rng(0)
     for frame in frames:
-        noise = [rng.uniform(-0.3, 0.3, 512).astype(np.float32) for _ in others]
-        *_, heard = await asyncio.gather(
-            *(d.hear(n) for d, n in zip(others, noise, strict=True)), live.hear(frame)
-        )
+        noise = rng.uniform(-0.3, 0.3, (6, 512)).astype(np.float32)
+        *_, heard = live.probabilities(company, np.vstack((noise, frame)))
         assert abs(heard - alone.probability(frame)) < 1e-3

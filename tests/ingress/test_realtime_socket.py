@@ -326,10 +326,8 @@ async def test_a_limit_closes_with_1000_and_a_reason():
 @virtual_time
 async def test_our_own_mistake_closes_with_1011_and_says_nothing_of_it():
     class Broken:
-        def hear(self, frame: Any) -> asyncio.Future[float]:
-            scored: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-            scored.set_exception(RuntimeError("secret"))
-            return scored
+        def probabilities(self, detectors: Any, frames: Any) -> list[float]:
+            raise RuntimeError("secret")
 
     async with connected(server_of(engines=scripted(make_detector=Broken))) as socket:
         await socket.until("session.created")

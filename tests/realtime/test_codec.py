@@ -47,6 +47,32 @@ def test_appended_audio_arrives_byte_for_byte(as_bytes):
     assert decode(text.encode() if as_bytes else text) == InputAudio(PCM_20MS, "e1")
 
 
+@given(
+    audio=st.one_of(
+        st.binary(max_size=40).map(lambda pcm: base64.b64encode(pcm).decode()), st.text(max_size=12)
+    ),
+    separators=st.sampled_from([(",", ":"), (", ", ": ")]),
+    input_format=st.sampled_from(AudioFormat),
+    cut=st.integers(0, 3),
+)
+def test_the_short_way_of_plain_appends_says_the_same_as_the_long_one(audio, separators, input_format, cut):
+    """The second text is the first with a space before its end, which the short way does not know."""
+    plain = json.dumps({"type": "input_audio_buffer.append", "audio": audio}, separators=separators)
+    plain = plain[: len(plain) - cut] if cut else plain
+    found = []
+    for text in (plain, plain + " "):
+        try:
+            found.append(decode(text, input_format))
+        except ProtocolError as error:
+            found.append((error.code, str(error)))
+    assert found[0] == found[1]
+
+
+def test_what_follows_the_audio_is_not_overlooked():
+    text = '{"type":"input_audio_buffer.append","audio":"AAAA","audio":"BBBB"}'
+    assert decode(text, AudioFormat.PCMU) == InputAudio(b"\x04\x10A", None)
+
+
 def test_appended_audio_needs_no_event_id():
     assert decode('{"type":"input_audio_buffer.append","audio":""}') == InputAudio(b"", None)
 

@@ -18,7 +18,7 @@ import asyncio
 import base64
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +51,7 @@ from serve_app.audio.pcm import (
 from serve_app.conversation.commands import ResponseDone
 from serve_app.conversation.events import Event, Settings
 from serve_app.realtime.session_config import AudioFormat, SessionConfig
+from serve_app.session.ears import Ears
 from serve_app.session.options import SessionOptions
 from serve_app.session.session import Session
 from serve_app.session.stages import Engines, PrefillOutcome
@@ -78,10 +79,9 @@ class ToneDetector:
     def probability(self, frame: Audio) -> float:
         return 0.95 if float(np.sqrt(np.mean(frame * frame))) > 0.05 else 0.02
 
-    def hear(self, frame: Audio) -> asyncio.Future[float]:
-        scored: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        scored.set_result(self.probability(frame))
-        return scored
+    @staticmethod
+    def probabilities(detectors: Sequence["ToneDetector"], frames: Audio) -> list[float]:
+        return [one.probability(frame) for one, frame in zip(detectors, frames, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -306,6 +306,7 @@ def scripted(
         transcriber=ScriptedTranscriber(SttOptions(engine="scripted", scripted=stt or ScriptedStt())),
         chat=ScriptedChatModel(LlmOptions(engine="scripted", scripted=llm or FAST_LLM)),
         synthesizer=ScriptedSynthesizer(TtsOptions(engine="scripted", scripted=tts or FAST_TTS)),
+        ears=Ears(gather_s=0.0),
     )
     return replace(engines, **others)
 

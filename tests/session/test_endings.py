@@ -367,7 +367,7 @@ async def test_a_mistake_of_ours_waits_for_the_engines_to_let_go(fact: type):
 @virtual_time
 async def test_a_detector_that_fails_ends_only_its_own_session():
     class Broken:
-        def hear(self, frame: Any) -> asyncio.Future[float]:
+        def probabilities(self, detectors: Any, frames: Any) -> list[float]:
             raise RuntimeError("no model")
 
     async with short_call(quick_engines(), make_detector=Broken) as call:
