@@ -5,7 +5,8 @@ generation that counts the sockets which the session has had. Claiming it with t
 and the next generation, in one step, so of two that come with the same token one gets it; whoever still writes with an
 older generation is refused (`Superseded`) and must end. The token itself is known to the client alone.
 
-A store that cannot be reached costs the promise and nothing else: the session goes on without being resumable.
+A store that cannot be reached costs the promise and nothing else: the session goes on without being resumable. Once it
+answers again it may have forgotten everything, so every living session writes its record anew, changed or not.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -154,12 +155,22 @@ class GuardedStore:
         self._store = store
         self._options = options
         self._retry_at = float("-inf")
+        self._on_return: set[Callable[[], None]] = set()
         self.problem = "" if store is not None else "resumption is turned off (resume.store: none)"
         """Why sessions are not resumable now; "": they are."""
 
     @property
     def is_on(self) -> bool:
         return self._store is not None
+
+    @contextmanager
+    def on_return(self, call: Callable[[], None]) -> Iterator[None]:
+        """Within the block `call` is called when the store answers after it did not: its records may be gone."""
+        self._on_return.add(call)
+        try:
+            yield
+        finally:
+            self._on_return.discard(call)
 
     async def save(
         self, session_id: str, generation: int, token_hash: str, snapshot: str, expires_s: float
@@ -186,11 +197,13 @@ class GuardedStore:
     def _note(self, problem: str) -> None:
         if problem:
             self._retry_at = asyncio.get_running_loop().time() + self._options.retry_store_s
-        if problem and not self.problem:
+        had, self.problem = self.problem, problem
+        if problem and not had:
             log.error("sessions cannot be resumed: the store fails", extra={"error": problem})
-        elif self.problem and not problem:
+        elif had and not problem:
             log.warning("sessions can be resumed again")
-        self.problem = problem
+            for call in self._on_return:
+                call()
 
 
 class _Guard:
@@ -266,16 +279,20 @@ class Lease:
         return {"token": str(self._token), "within_s": self._options.within_s}
 
     async def keep(self, take: Callable[[], str]) -> None:
-        """Save `take()` whenever it has changed, until cancelled. Raises Superseded."""
-        options = self._options
-        while self._store.is_on:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(options.refresh_s):
-                    await self._changed.wait()
-            self._changed.clear()
-            with suppress(StoreUnavailable):  # announced; the next change tries again
-                await self._save(take(), options.within_s + options.refresh_s)
-            await asyncio.sleep(options.save_gap_s)
+        """Save `take()` whenever it has changed or may be gone, until cancelled. Raises Superseded."""
+        options, wait_s = self._options, self._options.refresh_s
+        with self._store.on_return(self._changed.set):
+            while self._store.is_on:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._changed.wait()
+                self._changed.clear()
+                wait_s = options.refresh_s
+                try:
+                    await self._save(take(), options.within_s + options.refresh_s)
+                except StoreUnavailable:  # announced
+                    wait_s = options.retry_store_s
+                await asyncio.sleep(options.save_gap_s)
 
     async def leave(self, snapshot: str | None) -> None:
         """The socket is gone: the last word on the session, or None if it is over. Bounded, and raises nothing."""

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -375,6 +376,49 @@ async def test_a_store_that_fails_later_comes_back_with_the_same_token():
         await asyncio.sleep(20)
     assert (await claim(GuardedStore(store, OPTIONS), OPTIONS, token)).snapshot is not None
     assert token_of_first == token
+
+
+@virtual_time
+async def test_a_save_that_failed_is_tried_again_though_nothing_changes_any_more():
+    store = Store()
+    async with resumable(store, microphone=False) as call:
+        await call.until("session.created")
+        store.problem = StoreUnavailable("down")
+        content = [{"type": "input_text", "text": "the last change"}]
+        item = {"type": "message", "role": "user", "content": content}
+        call.send({"type": "conversation.item.create", "item": item})
+        await call.until("conversation.item.done")
+        await asyncio.sleep(1.0)
+        store.problem, before = None, len(store.saves)
+        await asyncio.sleep(OPTIONS.retry_store_s)
+        assert len(store.saves) > before
+        [kept] = SessionSnapshot.from_json(store.saves[-1][1]).conversation.items
+        assert kept.text == "the last change"
+
+
+@virtual_time
+async def test_what_a_store_has_forgotten_is_written_again_by_sessions_in_which_nothing_happens():
+    """Its restart was noticed by one session; the others have not saved anything meanwhile."""
+    store = Store()
+    guarded = GuardedStore(store, OPTIONS)
+    one, other = Lease(guarded, OPTIONS, "one"), Lease(guarded, OPTIONS, "other")
+    silent = partial(resumable, store, microphone=False)
+    async with silent(lease=one) as busy, silent(lease=other) as idle:
+        await busy.until("session.created")
+        token = (await idle.until("session.created"))["resume"]["token"]
+        await asyncio.sleep(1.0)
+        store.problem = StoreUnavailable("down")
+        busy.configure(instructions="Something new.")
+        await busy.until("session.updated")
+        await asyncio.sleep(1.0)
+        assert guarded.problem
+        for session_id in ("one", "other"):
+            store.table.forget(session_id, 1, 0)
+        store.problem = None
+        await asyncio.sleep(OPTIONS.retry_store_s + 2 * OPTIONS.save_gap_s)
+        assert guarded.problem == ""
+        assert len(store.table) == 2
+    assert (await claim(GuardedStore(store, OPTIONS), OPTIONS, token)).snapshot is not None
 
 
 @virtual_time

@@ -7,9 +7,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 from stores.conformance import SUITE, Subject, Test
-from stores.redis_server import redis_server
 
-from serve_app.session.resumption import NotResumable, StoreUnavailable
+from loadtest.redis_server import NoRedis, RedisServer, redis_server
+from serve_app.session.resumption import (
+    GuardedStore,
+    Lease,
+    NotResumable,
+    ResumeOptions,
+    StoreUnavailable,
+    Token,
+)
 from serve_app.stores.memory import MemoryStore
 from serve_app.stores.table import NOT_RESUMABLE, SUPERSEDED, Table
 
@@ -32,9 +39,13 @@ async def test_in_memory(test: Test):
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with redis_server() as url:
-        yield url
+def redis() -> Iterator[RedisServer]:
+    pytest.importorskip("redis", reason="redis-py is not installed (extra: redis)")
+    try:
+        with redis_server() as server:
+            yield server
+    except NoRedis as error:
+        pytest.skip(str(error))
 
 
 @asynccontextmanager
@@ -49,9 +60,30 @@ async def redis_store(url: str) -> AsyncIterator[object]:
 
 
 @pytest.mark.parametrize("test", SUITE, ids=lambda test: test.__name__)
-async def test_in_redis(test: Test, redis_url: str):
-    async with redis_store(redis_url) as store:
+async def test_in_redis(test: Test, redis: RedisServer):
+    async with redis_store(redis.url) as store:
         await test(Subject(store, 0.5, asyncio.sleep, test.__name__))  # type: ignore[arg-type]
+
+
+async def test_what_redis_held_is_written_again_after_its_restart_though_nothing_changes(redis: RedisServer):
+    options = ResumeOptions(within_s=3600, save_gap_s=0.01, retry_store_s=0.05)
+    async with redis_store(redis.url) as store, asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        guarded = GuardedStore(store, options)  # type: ignore[arg-type]
+        leases = [Lease(guarded, options, name) for name in ("changed", "unchanged")]
+        tokens = [Token.parse(str((await lease.offer("as it was") or {})["token"])) for lease in leases]
+        keeping = [tasks.create_task(lease.keep(lambda: "as it is")) for lease in leases]
+        redis.kill()
+        leases[0].note("a change")
+        while not guarded.problem:
+            await asyncio.sleep(0.01)
+        redis.start()
+        while await asyncio.to_thread(redis.keys) < len(leases):
+            await asyncio.sleep(0.01)
+        for task in keeping:
+            task.cancel()
+        for token in tokens:
+            claimed = await guarded.claim(token.session_id, token.hash, "another token's", 60)
+            assert claimed.snapshot == "as it is"
 
 
 async def test_a_redis_that_is_not_there_is_unavailable_and_its_password_is_not_told():
