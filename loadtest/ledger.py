@@ -29,6 +29,8 @@ class Ledger:
     items: dict[str, str | None] = field(default_factory=dict)
     """Their text; None where an interruption leaves open how much of it was heard."""
     session_id: str = ""
+    resumptions: list[bool] = field(default_factory=list)
+    """Of each return to the session: whether the history that came back was the one that is known here."""
     shown: dict[str, str] = field(default_factory=dict)
     """What the server gave back when it was asked last."""
     _apologized: set[str] = field(default_factory=set)
@@ -38,7 +40,7 @@ class Ledger:
             case "session.created":
                 self._begin(event["session"]["id"])
             case "session.resumed":
-                self._go_on(event["lost_items"])
+                self._go_on(event["items"], event["lost_items"])
             case "conversation.item.done" | "conversation.item.retrieved":
                 self._note_item(event["item"], is_asked=event["type"].endswith("retrieved"))
             case "conversation.item.input_audio_transcription.completed" if event["transcript"]:
@@ -59,14 +61,22 @@ class Ledger:
             self.items.clear()
         self.session_id = session_id
 
-    def _go_on(self, lost_items: list[str]) -> None:
+    def _go_on(self, items: list[dict[str, Any]], lost_items: list[str]) -> None:
         for item_id in lost_items:
             self.items.pop(item_id, None)
         if self.items:  # an answer under way was cut at what the server takes for heard
-            self.items[next(reversed(self.items))] = None
+            last = next(reversed(self.items))
+            self.items[last] = self._unless_cut(last, items)
+        back = {item["id"]: _text(item) for item in items}
+        known = self.items.items()
+        self.resumptions.append(all(one in back and text in (None, back[one]) for one, text in known))
+
+    def _unless_cut(self, item_id: str, items: list[dict[str, Any]]) -> str | None:
+        is_cut = any(item["id"] == item_id and item["status"] == "incomplete" for item in items)
+        return None if is_cut else self.items[item_id]
 
     def _note_item(self, item: dict[str, Any], *, is_asked: bool) -> None:
-        text = item["content"][0].get("transcript") or ""
+        text = _text(item)
         if is_asked:
             self.shown[item["id"]] = text
         elif item["role"] == "assistant":
@@ -84,3 +94,7 @@ class Ledger:
             item_id in self.shown and self.items.get(item_id) in (None, self.shown[item_id])
             for item_id in asked
         )
+
+
+def _text(item: dict[str, Any]) -> str:
+    return item["content"][0].get("transcript") or ""

@@ -23,12 +23,16 @@ PAUSE_MS = 96.0
 STAGES = ("endpointing", "stt", "llm_ttft", "first_segment", "tts_ttfb", "overhead")
 FULL = 1013
 """RFC 6455 7.4.1: try again later."""
+NOT_RESUMED = 4004
+"""The server's word that a token opens nothing, and never will."""
 CREATED_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 60.0
 CLEAR_ONSET_S = 0.05
 """A recording that is quiet for so long before it is heard: its onset can be told."""
 
 OPENED, REFUSED, LOST, RESUMED = "session opened", "session refused (1013)", "session lost", "session resumed"
+CUT = "the session was lost"
+"""The failure of a turn whose line ended."""
 TURN, BARGE_IN, STALE = "turn", "barge-in stop", "sound after speech_started"
 BROKEN_OFF = "answer broken off"
 STAGE = "turn stage: "
@@ -147,6 +151,7 @@ class Person:
         self._clock = clock
         self._connect = connect
         self._dice = random.Random(name)
+        self._is_leaving = False
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._begin()
@@ -163,16 +168,23 @@ class Person:
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
+    def leave(self) -> None:
+        """Hang up between two turns, and do not call again; who is cut off just then comes back for it."""
+        self._is_leaving = True
+        self._changed.set()
+
     async def live(self) -> None:
-        """Until cancelled: one session after the other, each for as long as it lasts; a lost one is gone on with."""
-        while True:
+        """Until told to leave, or cancelled: one session after the other, each for as long as it lasts; a lost one is
+        gone on with."""
+        while not self._is_leaving or self._token:
             ended = await self._one_session()
             if ended is not None and ended.code != FULL:
                 self._tell(LOST, failure=f"closed with {ended.code}")
-            await asyncio.sleep(self._dice.uniform(*self._habits.again_after_s))
+            if not self._is_leaving or self._token:
+                await asyncio.sleep(self._dice.uniform(*self._habits.again_after_s))
 
     async def _one_session(self) -> Ended | None:
-        """How it ended; None if it did not begin."""
+        """How it ended; None if it did not begin, or was left."""
         self._begin()
         began = self._clock()
         token, self._token = self._token, ""
@@ -187,6 +199,8 @@ class Person:
         try:
             await self._until(lambda: self._is_greeted, CREATED_WITHIN_S)
             if not self._is_greeted:
+                is_useless = line.ended.done() and line.ended.result().code == NOT_RESUMED
+                self._token = "" if is_useless else token  # another try may find it unused
                 return self._not_greeted(line, began)
             self._tell(RESUMED if self._is_resumed else OPENED, since=began)
             return await self._talk(line)
@@ -213,11 +227,14 @@ class Person:
         self._tell(OPENED, since=began, failure=f"closed with {ended.code} before it began")
         return None
 
-    async def _talk(self, line: Wire) -> Ended:
+    async def _talk(self, line: Wire) -> Ended | None:
         self.is_open, self._began_at = True, self._clock()
         self._tick()
         while not line.ended.done():
-            await self._pause(self._dice.uniform(*self._habits.think_s))
+            await self._until(lambda: self._is_leaving, self._dice.uniform(*self._habits.think_s))
+            if self._is_leaving and not line.ended.done():
+                self._token = ""
+                return None
             turn = await self._ask(self._dice.choice(self._clips))
             while self._clear and turn.item_id and self._dice.random() < self._habits.barge_in_share:
                 await self._pause(self._dice.uniform(*self._habits.barge_in_after_s))
@@ -241,7 +258,7 @@ class Person:
         await self._until(lambda: turn.first_sound_at is not None or bool(turn.failure), limit)
         assert self.line is not None
         if self.line.ended.done():
-            turn.failure = turn.failure or "the session was lost"
+            turn.failure = turn.failure or CUT
         elif turn.first_sound_at is None:
             turn.failure = turn.failure or f"missed: no sound within {self._habits.missed_after_s:g} s"
         turn.given_up_at = self._clock()

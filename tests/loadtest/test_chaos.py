@@ -42,7 +42,8 @@ def test_a_session_that_begins_anew_has_forgotten_and_one_that_is_resumed_has_no
     ledger.heard(0, {"type": "conversation.item.done", "item": item("1", "hello")})
     ledger.heard(0, {"type": "conversation.item.done", "item": item("2", "hi there")})
     ledger.heard(1, {"type": "session.created", "session": {"id": "a"}})
-    ledger.heard(1, {"type": "session.resumed", "items": [], "lost_items": ["1"]})
+    cut = item("2", "hi", status="incomplete")
+    ledger.heard(1, {"type": "session.resumed", "items": [cut], "lost_items": ["1"]})
     assert (ledger.forgotten, ledger.items) == (0, {"2": None})
     ledger.heard(2, {"type": "session.created", "session": {"id": "b"}})
     assert (ledger.forgotten, ledger.items) == (1, {})
@@ -55,6 +56,27 @@ def test_the_text_of_an_answer_that_was_cut_is_left_open():
     assert ledger.items == {"1": "all of it", "2": None}
     ledger.heard(0, {"type": "conversation.item.truncated", "item_id": "1"})
     assert ledger.items["1"] is None
+
+
+def resumed_with(*items: dict, lost: tuple[str, ...] = ()) -> list[bool]:
+    """What a caller who knows a question and its answer makes of the history that comes back."""
+    ledger = Ledger("")
+    completed = {"type": "conversation.item.input_audio_transcription.completed", "item_id": "1"}
+    ledger.heard(0, completed | {"transcript": "hello"})
+    ledger.heard(0, {"type": "conversation.item.done", "item": item("2", "hi there")})
+    ledger.heard(1, {"type": "session.resumed", "items": list(items), "lost_items": list(lost)})
+    return ledger.resumptions
+
+
+def test_the_history_that_comes_back_is_held_against_what_the_caller_knows():
+    question, answer = item("1", "hello", "user"), item("2", "hi there")
+    assert resumed_with(question, answer) == [True]
+    assert resumed_with(question, answer, item("3", "more than was heard of")) == [True]
+    assert resumed_with(question, item("2", "hi", status="incomplete")) == [True], "it was being said"
+    assert resumed_with(answer, lost=("1",)) == [True], "that the turn was lost has been told"
+    assert resumed_with(question) == [False]
+    assert resumed_with(question, item("2", "something else")) == [False]
+    assert resumed_with(item("1", "hell", "user", "incomplete"), answer) == [False]
 
 
 def test_items_that_are_gone_are_not_asked_for():

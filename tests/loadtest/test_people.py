@@ -217,6 +217,73 @@ async def test_the_token_of_a_lost_session_is_kept_until_somebody_takes_it():
     assert len(callers.all(RESUMED)) == 1
 
 
+@pytest.mark.parametrize("reason", ["server_draining", "server_full"])
+@virtual_time
+async def test_a_refusal_that_passes_does_not_cost_the_session(reason: str):
+    limits = {"max_sessions_per_replica": 1}
+    async with calling(store=MemoryStore(lambda: the_loop().time()), limits=limits) as callers:
+        await asyncio.sleep(10)
+        server = callers.exchange.server
+        if reason == "server_draining":
+            server.is_draining = True
+        else:
+            server._callers += 1
+        callers.exchange.lines[0].break_down()
+        await asyncio.sleep(5)
+        assert len(callers.exchange.addresses) > 3
+        server.is_draining, server._callers = False, 0
+        await asyncio.sleep(5)
+    assert [len([one for one in callers.all(name) if not one.failure]) for name in (OPENED, RESUMED)] == [
+        1,
+        1,
+    ]
+    assert callers.ledgers[0].forgotten == 0
+    assert callers.ledgers[0].resumptions == [True]
+
+
+@virtual_time
+async def test_a_token_that_opens_nothing_is_not_shown_twice():
+    store = MemoryStore(lambda: the_loop().time())
+    async with calling(store=store) as callers:
+        await asyncio.sleep(10)
+        callers.exchange.is_away = True
+        callers.exchange.lines[0].break_down()
+        await asyncio.sleep(1)
+        store.table.forget(callers.ledgers[0].session_id, 9, 0)
+        callers.exchange.is_away = False
+        await asyncio.sleep(10)
+    *_, used, new = callers.exchange.addresses
+    assert "resume=" in used
+    assert "resume=" not in new
+    assert callers.ledgers[0].forgotten == 1
+
+
+@virtual_time
+async def test_who_leaves_hangs_up_between_two_turns():
+    async with calling(store=MemoryStore(lambda: the_loop().time())) as callers:
+        await asyncio.sleep(10)
+        callers.people[0].leave()
+        await asyncio.sleep(20)
+        assert callers.exchange.server.session_count == 0
+        addresses = len(callers.exchange.addresses)
+        await asyncio.sleep(20)
+    assert len(callers.exchange.addresses) == addresses == 1
+    assert callers.failures() == []
+
+
+@virtual_time
+async def test_who_leaves_while_cut_off_comes_back_to_hang_up():
+    async with calling(store=MemoryStore(lambda: the_loop().time())) as callers:
+        await asyncio.sleep(10)
+        callers.exchange.lines[0].break_down()
+        await asyncio.sleep(0)
+        callers.people[0].leave()
+        await asyncio.sleep(20)
+        assert callers.exchange.server.session_count == 0
+    assert len(callers.all(RESUMED)) == 1
+    assert len(callers.exchange.addresses) == 2
+
+
 @virtual_time
 async def test_the_server_is_asked_whether_it_remembers_what_the_caller_does():
     async with calling() as callers:
