@@ -69,7 +69,7 @@ loadtest: setup-dev  ## more and more simulated callers on scripted engines, and
 	$(BIN)/python -m loadtest.run --out loadtest-results $(LOADTEST_ARGS)
 	$(BIN)/python -m loadtest.report loadtest-results
 
-chaos: setup-dev  ## kill and freeze each part under 20 live sessions, and a table of what callers noticed (8 min, Linux)
+chaos: setup-dev  ## kill and freeze each part under 20 live sessions, and a table of what callers noticed (9 min, Linux)
 	$(BIN)/python -m loadtest.chaos $(CHAOS_ARGS)
 
 SGLANG_VENV ?= .venv-sglang

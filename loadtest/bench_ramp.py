@@ -1,8 +1,9 @@
 """Callers who become many and few again, while every stage grows and shrinks with them: 1 -> N -> 1 replicas.
 
-A caller is a person: asks, listens, thinks, asks again, and hangs up between two turns when the ramp wants fewer. Who is
-cut off calls again at once, as a person would; each time is counted. Replicas are what Serve's controller says, twice a
-second. `--redeploy` replaces all replicas of the running application while most callers are there.
+A caller is a person of `people`: asks, listens, thinks, asks again, and hangs up between two turns when the ramp wants
+fewer. Whose replica goes is told to move (1012) and comes back with its token; who never comes back to its session has
+lost it. Replicas are what Serve's controller says, twice a second. `--redeploy` replaces all replicas of the running
+application while most callers are there.
 """
 
 import argparse
@@ -10,23 +11,25 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 from ray import serve
 
-from serve_app.audio.pcm import Audio
-from serve_app.client.connection import NotConnected, SessionEnded
-
 from .application import APPLICATION, RAMP, Application, application, serve_run
-from .bench_turns import SILENCE_MS, STAGE_MS, one_turn
-from .caller import Caller, caller, percentile
-from .command import Commands, add_command, strings
+from .bench_turns import SILENCE_MS, STAGE_MS
+from .caller import percentile
+from .command import Commands, add_command
+from .ledger import Ledger
+from .moves import Move, Returns, moves, returns
+from .pacing import LATE_MS, Lateness
+from .people import CUT, OPENED, REFUSED, STALE, TURN, Habits, Outcome, Person
 from .ramp_page import write_page
+from .voices import Clip, clips, room_noise
 
 DEPLOYMENTS = ("Ingress", "SpeechToText", "LanguageModel", "TextToSpeech")
 FIRST_CLAUSE_MS = 60.0
@@ -35,9 +38,11 @@ EXPLAINED_MS = SILENCE_MS + 2 * STAGE_MS + FIRST_CLAUSE_MS
 """From the end of speech to the first sound, of the endpointing and the set stages alone."""
 FEW = 2
 """Callers before and after."""
-ANSWER_MS = 10_000.0
-"""A turn without a sound by then is missed."""
-FULL = 1013
+HABITS = Habits(think_s=(1.0, 3.0), barge_in_share=0.1, missed_after_s=10.0, again_after_s=(0.2, 1.0))
+REDEPLOY_AFTER_S = 3.0
+"""From the height on."""
+LEAVE_S = 30.0
+"""At the end: a turn takes no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +70,6 @@ class Ramp:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    at_s: float
-    overhead_ms: float | None
-    """None: missed."""
-
-
-@dataclass(frozen=True, slots=True)
 class Sample:
     at_s: float
     callers: int
@@ -89,71 +87,57 @@ class Crowd:
     """The callers and what happened to them."""
 
     url: str
-    questions: list[Audio]
+    voices: Sequence[Clip]
     began: float
     dice: random.Random = field(default_factory=lambda: random.Random(7))
-    here: "list[Person]" = field(default_factory=list)
-    sessions: int = 0
-    turns: list[Turn] = field(default_factory=list)
-    lost: list[tuple[float, int]] = field(default_factory=list)
-    """When, and the WebSocket's code."""
-    unreachable: list[float] = field(default_factory=list)
-    """Calls that did not come through."""
+    lateness: Lateness = field(default_factory=Lateness)
+    noise: Sequence[bytes] = field(default_factory=room_noise)
+    here: list[Person] = field(default_factory=list)
+    """Who has not been told to leave."""
+    ledgers: list[Ledger] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Their times are seconds since `began`."""
 
     def now_s(self) -> float:
         return time.monotonic() - self.began
 
     async def follow(self, ramp: Ramp, until: asyncio.Event) -> None:
         """Callers come and go as the ramp wants, until it is over and `until` is set; then all hang up."""
-        async with asyncio.TaskGroup() as calls:
+        async with asyncio.TaskGroup() as tasks:
+            calls: list[asyncio.Task[None]] = []
             while not (self.now_s() > ramp.corners[-1] and until.is_set()):
-                staying = [person for person in self.here if not person.is_leaving]
-                for _ in range(len(staying), ramp.wanted(self.now_s())):
-                    person = Person(self)
-                    self.here.append(person)
-                    calls.create_task(person.call())
-                for person in self.dice.sample(staying, max(0, len(staying) - ramp.wanted(self.now_s()))):
-                    person.is_leaving = True
+                for _ in range(len(self.here), ramp.wanted(self.now_s())):
+                    calls.append(tasks.create_task(self._person(len(calls)).live()))
+                self._let_go(len(self.here) - ramp.wanted(self.now_s()))
                 await asyncio.sleep(0.25)
-            for person in self.here:
-                person.is_leaving = True
+            self._let_go(len(self.here))
+            _, staying = await asyncio.wait(calls, timeout=LEAVE_S)
+            for call in staying:
+                call.cancel()
 
+    def _person(self, number: int) -> Person:
+        ledger = Ledger("")
+        person = Person(
+            f"caller {number}",
+            self.url,
+            self.voices,
+            self.noise,
+            HABITS,
+            self._note,
+            self.lateness,
+            ledger,
+        )
+        self.here.append(person)
+        self.ledgers.append(ledger)
+        return person
 
-class Person:
-    def __init__(self, crowd: Crowd) -> None:
-        self.is_leaving = False
-        self._crowd = crowd
-        self._waits_for_answer = False
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes.append(replace(outcome, at=outcome.at - self.began))
 
-    async def call(self) -> None:
-        """Holds a session, and another one when it is lost, until told to leave."""
-        crowd = self._crowd
-        while not self.is_leaving:
-            try:
-                async with caller(crowd.url) as one:
-                    crowd.sessions += 1
-                    while not self.is_leaving:
-                        await self._turn(one)
-            except SessionEnded as ended:
-                crowd.lost.append((crowd.now_s(), ended.code))
-                if self._waits_for_answer:
-                    crowd.turns.append(Turn(crowd.now_s(), None))
-            except NotConnected:
-                crowd.unreachable.append(crowd.now_s())
-                await asyncio.sleep(0.5)
-        crowd.here.remove(self)
-
-    async def _turn(self, one: Caller) -> None:
-        crowd = self._crowd
-        self._waits_for_answer = True
-        overhead_ms = None
-        with suppress(TimeoutError):
-            total_ms = (await one_turn(one, crowd.dice.choice(crowd.questions))).client_total_ms
-            if total_ms <= ANSWER_MS:
-                overhead_ms = total_ms - EXPLAINED_MS
-        crowd.turns.append(Turn(crowd.now_s(), overhead_ms))
-        self._waits_for_answer = False
-        await asyncio.sleep(crowd.dice.uniform(1.0, 3.0))
+    def _let_go(self, count: int) -> None:
+        for person in self.dice.sample(self.here, max(0, count)):
+            person.leave()
+            self.here.remove(person)
 
 
 async def watch(
@@ -172,7 +156,7 @@ async def watch(
         }
         sample = Sample(
             crowd.now_s(),
-            len(crowd.here),
+            sum(person.is_open for person in crowd.here),
             {name: counted["RUNNING"] for name, counted in states.items()},
             {name: counted["STOPPING"] for name, counted in states.items()},
         )
@@ -201,16 +185,16 @@ async def redeploy_at(app: Application, crowd: Crowd, at_s: float, settled: asyn
 
 
 async def measure(
-    app: Application, questions: list[Audio], ramp: Ramp, settle_s: float, *, redeploy: bool
+    app: Application, voices: Sequence[Clip], ramp: Ramp, settle_s: float, redeploy_at_s: float | None
 ) -> tuple[Crowd, list[Sample]]:
-    crowd = Crowd(app.realtime, questions, time.monotonic())
+    crowd = Crowd(app.realtime, voices, time.monotonic())
     samples: list[Sample] = []
     settled = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch(crowd, samples, ramp, settled, settle_s))
         tasks.create_task(crowd.follow(ramp, settled))
-        if redeploy:
-            tasks.create_task(redeploy_at(app, crowd, ramp.corners[2] + 3, settled))
+        if redeploy_at_s is not None:
+            tasks.create_task(redeploy_at(app, crowd, redeploy_at_s, settled))
     return crowd, samples
 
 
@@ -230,19 +214,21 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     ramp = Ramp(args.sessions)
+    redeploy_at = ramp.corners[2] + REDEPLOY_AFTER_S if args.redeploy else None
     env = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(args.drain_s)}
-    questions = list(strings(args).values())
+    voices, _ = clips(args.audio / "digits")
     with application(RAMP, proxy="haproxy", env=env) as app:
-        crowd, samples = asyncio.run(measure(app, questions, ramp, args.settle_s, redeploy=args.redeploy))
+        crowd, samples = asyncio.run(measure(app, voices, ramp, args.settle_s, redeploy_at))
     happened = ", redeployed at the height" if args.redeploy else ""
     title = f"{FEW} -> {args.sessions} -> {FEW} callers, {args.drain_s:g} s of draining{happened}"
-    lines = [*replica_lines(samples, ramp), "", *session_lines(crowd), "", *turn_lines(crowd, ramp)]
+    made = moves(crowd.outcomes, redeploy_at)
+    lines = [*replica_lines(samples, ramp), "", *session_lines(crowd), *move_lines(made), ""]
+    lines += [*turn_lines(crowd.outcomes, ramp, made), "", trust_line(crowd.lateness)]
     print("\n".join([title, "", *lines]))
     if args.page is not None:
-        marks = [(at, f"lost ({code})") for at, code in crowd.lost]
-        if args.redeploy:
-            marks.append((ramp.corners[2] + 3, "redeploy"))
-        write_page(args.page, title, samples, [(t.at_s, t.overhead_ms) for t in crowd.turns], marks, lines)
+        turns = [(one.at, overhead_ms(one)) for one in crowd.outcomes if one.name == TURN]
+        marks = [(move.began_s, move.name) for move in made]
+        write_page(args.page, title, samples, turns, marks, lines)
         print(f"\nplots: {args.page}")
 
 
@@ -259,18 +245,59 @@ def replica_lines(samples: list[Sample], ramp: Ramp) -> Iterator[str]:
 
 
 def session_lines(crowd: Crowd) -> Iterator[str]:
-    codes = Counter(code for _, code in crowd.lost)
-    refused = codes.pop(FULL, 0)
-    said = ", ".join(f"{n} x {code}" for code, n in sorted(codes.items()))
-    lost = f"lost {codes.total()}" + (f" ({said})" if said else "")
-    yield f"sessions {crowd.sessions}, {lost}, refused {refused}, calls that did not come through {len(crowd.unreachable)}"
+    found: Returns = returns(crowd.outcomes)
+    refused = sum(one.name == REFUSED for one in crowd.outcomes)
+    unreachable = sum(one.name == OPENED and bool(one.failure) for one in crowd.outcomes)
+    stale = sum(one.name == STALE for one in crowd.outcomes)
+    histories = [is_whole for ledger in crowd.ledgers for is_whole in ledger.resumptions]
+    yield f"sessions begun {found.begun}, lost (never came back) {found.lost}"
+    yield (
+        f"sockets ended by the server {found.codes.total()}{_counted(found.codes)}, sessions resumed {len(found.away_s)}, "
+        f"away p50 {percentile(found.away_s, 0.5):.1f} s, longest {max(found.away_s, default=0.0):.1f} s"
+    )
+    yield f"histories that came back {len(histories)}, intact {sum(histories)}"
+    yield f"refused {refused}, calls that did not come through {unreachable}, sound of an interrupted answer {stale}"
 
 
-def turn_lines(crowd: Crowd, ramp: Ramp) -> Iterator[str]:
-    yield f"{'overhead, ms':>14} {'turns':>6} {'missed':>7} {'p50':>7} {'p90':>7} {'p99':>7}"
-    phases = dict.fromkeys(ramp.phase(at) for at in ramp.corners)
-    for phase in [*phases, "all"]:
-        turns = [turn for turn in crowd.turns if phase in (ramp.phase(turn.at_s), "all")]
-        known = [turn.overhead_ms for turn in turns if turn.overhead_ms is not None]
-        shares = " ".join(f"{percentile(known, share):7.0f}" for share in (0.5, 0.9, 0.99))
-        yield f"{phase:>14} {len(turns):6d} {len(turns) - len(known):7d} {shares}"
+def _counted(codes: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{n} x {code}' for code, n in sorted(codes.items()))})" if codes else ""
+
+
+def move_lines(made: Sequence[Move]) -> Iterator[str]:
+    for move in made:
+        yield f"{move.began_s:6.1f} s to {move.over_s:6.1f} s: {move.name}"
+
+
+def turn_lines(outcomes: Sequence[Outcome], ramp: Ramp, made: Sequence[Move]) -> Iterator[str]:
+    """Overhead by the ramp's phase, then by what the moves did to it."""
+    yield f"{'overhead, ms':>14} {'turns':>6} {'missed':>7} {'cut':>5} {'p50':>7} {'p90':>7} {'p99':>7} {'longest':>8}"
+    turns = [one for one in outcomes if one.name == TURN]
+    for phase in dict.fromkeys(ramp.phase(at) for at in ramp.corners):
+        yield _turn_line(phase, [turn for turn in turns if ramp.phase(turn.at) == phase])
+    yield _turn_line("all", turns)
+    if made:
+        first = made[0].began_s
+        during = [turn for turn in turns if any(move.covers(turn.at) for move in made)]
+        yield _turn_line("before moves", [turn for turn in turns if turn.at < first])
+        yield _turn_line("during moves", during)
+        yield _turn_line("after moves", [turn for turn in turns if turn.at >= first and turn not in during])
+    yield "missed: no answer; cut: the question was being said when the line ended, and has to be said again"
+
+
+def _turn_line(name: str, turns: Sequence[Outcome]) -> str:
+    known = [ms for turn in turns if (ms := overhead_ms(turn)) is not None]
+    cut = sum(turn.failure == CUT for turn in turns)
+    shares = " ".join(f"{percentile(known, share):7.0f}" for share in (0.5, 0.9, 0.99))
+    missed = len(turns) - len(known) - cut
+    return f"{name:>14} {len(turns):6d} {missed:7d} {cut:5d} {shares} {max(known, default=float('nan')):8.0f}"
+
+
+def overhead_ms(turn: Outcome) -> float | None:
+    """None: there was no answer."""
+    return None if turn.failure else turn.ms - EXPLAINED_MS
+
+
+def trust_line(lateness: Lateness) -> str:
+    late_ms = lateness.percentile_ms(0.99)
+    trust = "" if late_ms <= LATE_MS else ": this machine was too busy; do not trust the milliseconds above"
+    return f"callers' own frames late: p99 {late_ms:.0f} ms{trust}"

@@ -1,8 +1,9 @@
 """What callers notice when each part of the application dies, freezes or is cut off: `make chaos`.
 
 The application runs with two replicas of every deployment on two nodes of one machine, behind HAProxy, under live
-callers. One fault after the other strikes; between two of them the application has to be whole again. Not for CI: it
-takes minutes, and kills processes (its own).
+callers. One fault after the other strikes; between two of them the application has to be whole again. Redis is struck
+in an application that keeps its sessions there, where redis-server is installed. Not for CI: it takes minutes, and kills
+processes (its own).
 
 python -m loadtest.chaos --only kill-stt,freeze-llm
 """
@@ -28,7 +29,8 @@ from .application import APPLICATION, ROOT, Application, application
 from .faults import FAULTS, Fault, Nodes, Place
 from .ledger import Ledger, TurnSeen
 from .pacing import LATE_MS, Lateness
-from .people import LOST, RESUMED, STALE, Habits, Outcome, Person
+from .people import CUT, LOST, RESUMED, STALE, Habits, Outcome, Person
+from .redis_server import NoRedis, RedisServer, redis_server
 from .relay import relay_to
 from .voices import clips, room_noise
 
@@ -47,6 +49,8 @@ PROXY_KNOWS_S = 3.0
 ASKED_ITEMS = 8
 RETRIEVED_WITHIN_S = 5.0
 POLL_S = 0.2
+REDIS_URL = "VOICE_SERVE_REDIS_URL"
+"""resume.redis_url_env"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +220,14 @@ async def suffer(fault: Fault, place: Place, callers: Callers, replicas: Replica
     )
     return Row(
         fault.name,
-        strike.result() or fault.what,
+        "; ".join(filter(None, (fault.what, strike.result()))),
         callers.count_since(LOST, struck_at),
         callers.codes_since(struck_at),
         callers.count_since(RESUMED, struck_at),
         len(turns),
         sum(bool(turn.failure) and not turn.is_apology for turn in turns),
         sum(turn.is_apology for turn in turns),
-        max((turn.silence_s for turn in turns if turn.failure != "the session was lost"), default=0.0),
+        max((turn.silence_s for turn in turns if turn.failure != CUT), default=0.0),
         back_after(struck_at, turns, reopened_at) if is_back else None,
         _replaced(replicas, struck_at),
         await callers.intact(),
@@ -231,13 +235,12 @@ async def suffer(fault: Fault, place: Place, callers: Callers, replicas: Replica
     )
 
 
-async def _struck(fault: Fault, place: Place) -> str:
-    """What went wrong with the fault itself; the others are still to be tried."""
+async def _struck(fault: Fault, place: Place) -> str | None:
+    """What the fault has to tell, or what went wrong with it; the others are still to be tried."""
     try:
-        await fault.strike(place)
+        return await fault.strike(place)
     except Exception as error:
         return f"NOT DONE: {type(error).__name__}: {error}"
-    return ""
 
 
 def _replaced(replicas: Replicas, struck_at: float) -> float | None:
@@ -296,9 +299,15 @@ async def run(
     return rows
 
 
-async def behind_relay(app: Application, nodes: Nodes, args: argparse.Namespace) -> list[Row]:
+async def behind_relay(
+    faults: Sequence[Fault],
+    args: argparse.Namespace,
+    app: Application,
+    nodes: Nodes,
+    redis: RedisServer | None,
+) -> None:
     async with relay_to("127.0.0.1", app.port) as relay:
-        return await run(args.only, args.callers, args.minutes, args.audio, Place(app, nodes, relay))
+        await run(faults, args.callers, args.minutes, args.audio, Place(app, nodes, relay, redis))
 
 
 def faults_named(names: str) -> list[Fault]:
@@ -325,15 +334,16 @@ def parser() -> argparse.ArgumentParser:
     return args
 
 
-def main() -> None:
-    args = parser().parse_args()
+def strike_all(faults: Sequence[Fault], args: argparse.Namespace, redis: RedisServer | None = None) -> None:
+    """One application, which all the faults strike."""
     nodes = Nodes()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would end the cluster
+    changes = {"resume": {"store": "redis"}} if redis is not None else None
+    env = {REDIS_URL: redis.url} if redis is not None else None
     left: list[psutil.Process] = []
     try:
-        with application(CONFIG, proxy="haproxy", cluster=nodes.running) as app:
+        with application(CONFIG, changes, proxy="haproxy", env=env, cluster=nodes.running) as app:
             try:
-                asyncio.run(behind_relay(app, nodes, args))
+                asyncio.run(behind_relay(faults, args, app, nodes, redis))
             finally:
                 left = [process for process, role in usage.below(os.getpid()) if role == "haproxy"]
     finally:
@@ -342,6 +352,22 @@ def main() -> None:
         ) in left:  # one that came after a killed one outlives its manager, and holds the statistics ports
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def main() -> None:
+    args = parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nobody would end the cluster
+    usual = [fault for fault in args.only if not fault.needs_redis]
+    others = [fault for fault in args.only if fault.needs_redis]
+    if usual:
+        strike_all(usual, args)
+    if others:
+        try:
+            with redis_server() as redis:
+                strike_all(others, args, redis)
+        except NoRedis as error:
+            for fault in others:
+                print(f"{fault.name:16} not tried: {error}")
 
 
 if __name__ == "__main__":

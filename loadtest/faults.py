@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from . import usage
 from .application import Application
+from .redis_server import RedisServer
 from .relay import Relay
 
 FROZEN_S = 12.0
@@ -24,6 +26,10 @@ FLOOD_CALLS = 120
 SLOW_S = 10.0
 SLOW_BYTES_PER_S = 24_000.0
 """A microphone of PCM16 at 24 kHz in base64 needs 66,000."""
+REDIS_AWAY_S = 8.0
+RECORDS_WITHIN_S = 30.0
+ASKS = 8
+"""In a row, of the one application: each of two replicas has answered one of them."""
 NODE_CPUS = 4
 
 
@@ -61,9 +67,11 @@ class Place:
     app: Application
     nodes: Nodes
     relay: Relay
+    redis: RedisServer | None = None
+    """The application's session store, where it is not an actor."""
 
 
-Strike = Callable[[Place], Coroutine[Any, Any, None]]
+Strike = Callable[[Place], Coroutine[Any, Any, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,9 @@ class Fault:
     name: str
     what: str
     strike: Strike
-    """Returns once the fault itself is over: what was frozen goes on, what was slow is fast again."""
+    """Returns once the fault itself is over: what was frozen goes on, what was slow is fast again. What it has to tell
+    beyond what the callers notice it returns."""
+    needs_redis: bool = False
 
 
 def processes(role: str) -> list[psutil.Process]:
@@ -139,6 +149,61 @@ async def kill_node(place: Place) -> None:
     await asyncio.to_thread(place.nodes.add_worker)
 
 
+async def restart_redis(place: Place) -> str:
+    """Its records are gone; once all are written again, every socket is cut. Raises TimeoutError if they never are."""
+    redis, relay = place.redis, place.relay
+    assert redis is not None
+    before, killed_at = relay.accepted, time.monotonic()
+    await asyncio.to_thread(redis.kill)
+    announced = "NOT ANNOUNCED"
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REDIS_AWAY_S):
+            announced = (
+                f"announced after {await _seconds_until(lambda: _announces_a_problem(place.app)):.1f} s"
+            )
+    await asyncio.sleep(killed_at + REDIS_AWAY_S - time.monotonic())
+    await asyncio.to_thread(redis.start)
+    async with asyncio.timeout(RECORDS_WITHIN_S):
+        written_s = await _seconds_until(lambda: _has_records(redis, relay.open_now))
+        await _seconds_until(lambda: _announces_none(place.app))
+    lost = relay.accepted - before
+    count = relay.cut()
+    return (
+        f"{announced}, {lost} sockets lost while it was away, {count} records written again "
+        f"{written_s:.1f} s after its return, then all {count} sockets cut"
+    )
+
+
+async def _seconds_until(is_so: Callable[[], Awaitable[bool]]) -> float:
+    began = time.monotonic()
+    while not await is_so():  # noqa: ASYNC110  # it happens in other processes
+        await asyncio.sleep(0.1)
+    return time.monotonic() - began
+
+
+async def _has_records(redis: RedisServer, count: int) -> bool:
+    return await asyncio.to_thread(redis.keys) >= count
+
+
+async def _announces_a_problem(app: Application) -> bool:
+    return bool(await _resume_problem(app))
+
+
+async def _announces_none(app: Application) -> bool:
+    for _ in range(ASKS):
+        if await _resume_problem(app):
+            return False
+    return True
+
+
+async def _resume_problem(app: Application) -> str:
+    """What one of the replicas says of the session store."""
+    async with httpx.AsyncClient(timeout=10) as http:
+        [model] = (await http.get(f"{app.http}/v1/models")).json()["data"]
+    problem: str = model["resume"]["problem"]
+    return problem
+
+
 FAULTS = (
     Fault("kill-stt", "kill -9 one of two STT replicas", kill("stt")),
     Fault("kill-llm", "kill -9 one of two LLM replicas", kill("llm")),
@@ -152,4 +217,10 @@ FAULTS = (
     Fault("kill-ingress", "kill -9 one of two ingress replicas", kill("ingress")),
     Fault("kill-proxy", "kill -9 HAProxy", kill("haproxy", all_of_them=True)),
     Fault("kill-node", "kill -9 a node with half of the replicas; a new one joins", kill_node),
+    Fault(
+        "restart-redis",
+        f"kill -9 of the session store's Redis, started again empty after {REDIS_AWAY_S:g} s",
+        restart_redis,
+        needs_redis=True,
+    ),
 )

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 START_S = 20.0
@@ -46,7 +47,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def keys(self) -> int:
-        """How many records it holds. Needs redis-py."""
+        """How many records it holds."""
         from redis import Redis
 
         with Redis.from_url(self.url) as client:
@@ -64,6 +65,8 @@ class RedisServer:
 @contextmanager
 def redis_server() -> Iterator[RedisServer]:
     """Raises NoRedis."""
+    if find_spec("redis") is None:
+        raise NoRedis("redis-py is not installed (extra: redis)")
     program = shutil.which("redis-server")
     if program is None:
         raise NoRedis("redis-server is not installed (Debian: redis-server)")

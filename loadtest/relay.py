@@ -13,6 +13,8 @@ class Relay:
 
     def __init__(self, host: str, to_port: int) -> None:
         self.port = 0
+        self.accepted = 0
+        """Connections so far."""
         self.bytes_per_s: float | None = None
         """Of each connection, each way; None: as fast as it goes."""
         self._to = host, to_port
@@ -30,6 +32,7 @@ class Relay:
             self._tasks.discard(task)
             return
         self._open[id(writer)] = writer, far_writer
+        self.accepted += 1
         try:
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._carry(reader, far_writer))
@@ -54,6 +57,10 @@ class Relay:
 
     def _block(self) -> int:
         return BLOCK if self.bytes_per_s is None else max(1, int(self.bytes_per_s * PAUSE_S))
+
+    @property
+    def open_now(self) -> int:
+        return len(self._open)
 
     def cut(self, share: float = 1.0) -> int:
         """End so many of the connections without a word; returns how many."""

@@ -1,10 +1,11 @@
 """What the chaos table makes of what its callers lived through, and which faults there are."""
 
 import argparse
+from typing import Any
 
 import pytest
 
-from loadtest.chaos import Row, back_after, faults_named, is_bad, line_of, parser
+from loadtest.chaos import Row, back_after, faults_named, is_bad, line_of, main, parser
 from loadtest.faults import FAULTS
 from loadtest.ledger import Ledger, TurnSeen
 
@@ -96,6 +97,15 @@ def test_faults_are_chosen_by_name():
     assert parser().parse_args([]).only == list(FAULTS)
     for fault in FAULTS:
         assert fault.name in parser().format_help()
+
+
+def test_without_redis_its_fault_is_passed_over_and_that_is_said(monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr("sys.argv", ["chaos", "--only", "restart-redis"])
+    monkeypatch.setattr("loadtest.redis_server.shutil.which", lambda _: None)
+    monkeypatch.setattr("loadtest.chaos.signal.signal", lambda *_: None)
+    main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == "restart-redis not tried: redis-server is not installed (Debian: redis-server)"
 
 
 def test_the_table_says_what_is_not_over_yet():

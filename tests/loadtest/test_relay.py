@@ -46,6 +46,7 @@ async def test_a_cut_ends_the_share_of_connections_that_was_asked_for():
         for reader, writer in lines:
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
+        assert (relay.accepted, relay.open_now) == (4, 4)
         assert relay.cut(0.5) == 2
         ended = 0
         for reader, writer in lines:
@@ -56,6 +57,7 @@ async def test_a_cut_ends_the_share_of_connections_that_was_asked_for():
                 ended += 1
             await close(writer)
         assert ended == 2
+        assert relay.accepted == 4, "so many there were, and were not more"
 
 
 async def test_a_slow_network_takes_its_time():

@@ -40,7 +40,6 @@ async def test_in_memory(test: Test):
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    pytest.importorskip("redis", reason="redis-py is not installed (extra: redis)")
     try:
         with redis_server() as server:
             yield server
