@@ -278,9 +278,10 @@ def turn_lines(outcomes: Sequence[Outcome], ramp: Ramp, made: Sequence[Move]) ->
     if made:
         first = made[0].began_s
         during = [turn for turn in turns if any(move.covers(turn.at) for move in made)]
-        yield _turn_line("before moves", [turn for turn in turns if turn.at < first])
+        others = [turn for turn in turns if turn not in during]
+        yield _turn_line("before moves", [turn for turn in others if turn.at < first])
         yield _turn_line("during moves", during)
-        yield _turn_line("after moves", [turn for turn in turns if turn.at >= first and turn not in during])
+        yield _turn_line("after moves", [turn for turn in others if turn.at >= first])
     yield "missed: no answer; cut: the question was being said when the line ended, and has to be said again"
 
 

@@ -11,8 +11,8 @@ GAP_S = 10.0
 """Ends of sockets that lie so far apart are different moves."""
 START_S = 40.0
 """A redeploy may need so long until its replicas have started and the first session moves."""
-SETTLE_S = 5.0
-"""Turns so soon after a move count as during it."""
+TOLD_S, SETTLE_S = 0.5, 5.0
+"""Turns so soon before and after a move count as during it: a turn that it cuts is told of before the cut is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Move:
     """When the last one was back."""
 
     def covers(self, at_s: float) -> bool:
-        return self.began_s <= at_s <= self.over_s + SETTLE_S
+        return self.began_s - TOLD_S <= at_s <= self.over_s + SETTLE_S
 
 
 def moves(outcomes: Iterable[Outcome], redeploy_at_s: float | None = None) -> list[Move]:

@@ -232,7 +232,9 @@ class Person:
         self._tick()
         while not line.ended.done():
             await self._until(lambda: self._is_leaving, self._dice.uniform(*self._habits.think_s))
-            if self._is_leaving and not line.ended.done():
+            if line.ended.done():
+                break
+            if self._is_leaving:
                 self._token = ""
                 return None
             turn = await self._ask(self._dice.choice(self._clips))

@@ -41,7 +41,7 @@ def test_moves_that_lie_apart_are_told_apart_and_a_redeploy_keeps_its_own():
     made = moves(story, redeploy_at_s=45.0)
     assert made == [Move("redeploy, 2 moved", 45.0, 70.5), Move("1 moved", 110.0, 110.5)]
     assert [move.name for move in moves(story)] == ["2 moved", "1 moved"]
-    assert [made[0].covers(at) for at in (44.9, 45.0, 75.5, 75.6)] == [False, True, True, False]
+    assert [made[0].covers(at) for at in (44.4, 44.5, 75.5, 75.6)] == [False, True, True, False]
 
 
 def test_turns_are_counted_before_during_and_after_the_moves():
