@@ -129,8 +129,9 @@ class Conversation:
 
     def is_at_rest(self, now: float) -> bool:
         """Nobody speaks and nothing is owed: a moment at which the session can move without anyone hearing it."""
-        is_silent = self.user_state is UserState.SILENT and not self._hearing.has_turn
-        return is_silent and self._requested is None and self.agent_state(now) is AgentState.IDLE
+        hearing = self._hearing
+        is_open = self.user_state is not UserState.SILENT or hearing.has_turn or hearing.hears_something(now)
+        return not is_open and self._requested is None and self.agent_state(now) is AgentState.IDLE
 
     @property
     def mark(self) -> object:

@@ -132,6 +132,10 @@ class Hearing:
         """The user has the floor."""
         return self._turn is not None
 
+    def hears_something(self, now: float) -> bool:
+        """The newest audio is speech, though perhaps too little yet to count as such."""
+        return self._detector.is_speech and now < self._last_frame_at + self._parameters.stall_s
+
     @property
     def open_turn_id(self) -> ItemId | None:
         return None if self._turn is None else self._turn.item_id

@@ -10,11 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from session.calls import Call, calling, scripted
+from session.calls import Call, append, calling, scripted, tone
 from session.virtual import the_loop, virtual_time
 
 from deployments.options import ScriptedLlm, ScriptedTts
 from serve_app.conversation.events import ItemId, Returned
+from serve_app.conversation.parameters import Parameters
 from serve_app.conversation.plain import NotReadable
 from serve_app.session.resumption import (
     Claimed,
@@ -488,6 +489,25 @@ async def test_a_turn_under_way_is_brought_to_its_end_first():
         assert [i["status"] for i in again.only("session.resumed")["items"]] == ["completed", "completed"]
         await again.sleep_until(2)
         assert again.outcomes() == []
+
+
+@pytest.mark.parametrize("spoken_s", [0.05, 0.06, 0.07, 0.12])
+@virtual_time
+async def test_speech_too_short_yet_to_be_a_turn_is_not_cut_off(spoken_s: float):
+    async with resumable(Store()) as call:
+        call.says(at=1.0 - spoken_s, for_s=1.0)
+        await moved(call, 25)
+        assert call.outcomes() == ["completed"]
+
+
+@virtual_time
+async def test_a_microphone_that_falls_silent_in_a_first_sound_does_not_hold_the_session():
+    async with resumable(Store(), microphone=False) as call:
+        await call.until("session.created")
+        await call.sleep_until(0.9)
+        call.send(append(tone(0, 1536, 24_000)))
+        await moved(call, 25)
+        assert call.now < 0.9 + Parameters().stall_s + 0.2
 
 
 @virtual_time
