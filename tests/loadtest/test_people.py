@@ -16,6 +16,7 @@ from session.virtual import the_loop, virtual_time
 
 from deployments.options import ScriptedLlm
 from loadtest.ledger import Ledger
+from loadtest.moves import returns
 from loadtest.pacing import Lateness
 from loadtest.people import (
     BARGE_IN,
@@ -198,6 +199,24 @@ async def test_a_lost_session_is_told_of_and_opened_anew():
     assert [outcome.failure for outcome in callers.all(LOST)] == ["closed with 1006"]
     assert len(callers.all(OPENED)) + len(callers.all(RESUMED)) == 2
     assert callers.all(TURN)[-1].failure == ""
+
+
+@virtual_time
+async def test_the_callers_of_a_replica_that_goes_all_move_and_lose_nothing():
+    store = MemoryStore(lambda: the_loop().time())
+    engines = scripted(llm=ScriptedLlm(tokens_per_s=50, answer_words=24), tts=FAST_TTS)
+    async with calling(engines=engines, store=store, count=8) as callers:
+        await asyncio.sleep(10)
+        leaving = callers.exchange.server
+        callers.exchange.server = server_of(engines=engines, store=store, apology=APOLOGY)
+        leaving.drain()
+        await asyncio.sleep(20)
+        assert (leaving.session_count, callers.exchange.server.session_count) == (0, 8)
+    found = returns(callers.outcomes)
+    assert (found.begun, found.lost, found.codes) == (8, 0, {"1012": 8})
+    assert max(found.away_s) <= HABITS.again_after_s[1] + 0.1
+    assert [ledger.resumptions for ledger in callers.ledgers] == [[True]] * 8
+    assert {name for name, _ in callers.failures()} == {LOST}, "no turn was missed or cut"
 
 
 @virtual_time
