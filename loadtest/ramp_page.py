@@ -28,7 +28,7 @@ def write_page(
     marks: Iterable[tuple[float, str]],
     lines: Iterable[str],
 ) -> None:
-    """`turns`: (when, overhead in ms, None where it was missed); `marks`: moments with a word; `lines`: the tables."""
+    """`turns`: (when, overhead in ms, None where there was no answer); `marks`: moments with a word; `lines`: the tables."""
     end = max([sample.at_s for sample in samples] + [at for at, _ in turns])
     rows = [("callers", [(s.at_s, float(s.callers)) for s in samples])]
     rows += [(name, [(s.at_s, float(s.running[name])) for s in samples]) for name in samples[0].running]
@@ -78,7 +78,7 @@ def _dots(turns: Sequence[tuple[float, float | None]], index: int, end: float) -
     dots = [
         f'<circle cx="{_x(at, end):.1f}" cy="{bottom - max(ms, 0) / highest * (_HEIGHT - 10):.1f}" r="2" fill="#555"/>'
         if ms is not None
-        else f'<text x="{_x(at, end):.1f}" y="{bottom - _HEIGHT / 2:g}" fill="#c00">missed</text>'
+        else f'<text x="{_x(at, end):.1f}" y="{bottom - _HEIGHT / 2:g}" fill="#c00">no answer</text>'
         for at, ms in turns
     ]
     return frame + "".join(dots)
