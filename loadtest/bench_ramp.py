@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from ray import serve
 
@@ -27,7 +28,7 @@ from .command import Commands, add_command
 from .ledger import Ledger
 from .moves import Move, Returns, moves, returns
 from .pacing import LATE_MS, Lateness
-from .people import CUT, OPENED, REFUSED, STALE, TURN, Habits, Outcome, Person
+from .people import CUT, OPENED, REFUSED, STAGE, STAGES, STALE, TURN, Habits, Outcome, Person
 from .ramp_page import write_page
 from .voices import Clip, clips, room_noise
 
@@ -76,6 +77,8 @@ class Sample:
     running: Mapping[str, int]
     stopping: Mapping[str, int]
     """Replicas that are draining."""
+    busy: float
+    """Share of the machine's cores since the sample before."""
 
     @property
     def is_small(self) -> bool:
@@ -159,6 +162,7 @@ async def watch(
             sum(person.is_open for person in crowd.here),
             {name: counted["RUNNING"] for name, counted in states.items()},
             {name: counted["STOPPING"] for name, counted in states.items()},
+            psutil.cpu_percent() / 100,
         )
         samples.append(sample)
         over_s = sample.at_s - ramp.corners[-1]
@@ -223,7 +227,8 @@ def run(args: argparse.Namespace) -> None:
     title = f"{FEW} -> {args.sessions} -> {FEW} callers, {args.drain_s:g} s of draining{happened}"
     made = moves(crowd.outcomes, redeploy_at)
     lines = [*replica_lines(samples, ramp), "", *session_lines(crowd), *move_lines(made), ""]
-    lines += [*turn_lines(crowd.outcomes, ramp, made), "", trust_line(crowd.lateness)]
+    lines += [*turn_lines(crowd.outcomes, ramp, made), "", *stage_lines(crowd.outcomes, made), ""]
+    lines += [busy_line(samples, made), trust_line(crowd.lateness)]
     print("\n".join([title, "", *lines]))
     if args.page is not None:
         turns = [(one.at, overhead_ms(one)) for one in crowd.outcomes if one.name == TURN]
@@ -247,7 +252,7 @@ def replica_lines(samples: list[Sample], ramp: Ramp) -> Iterator[str]:
 def session_lines(crowd: Crowd) -> Iterator[str]:
     found: Returns = returns(crowd.outcomes)
     refused = sum(one.name == REFUSED for one in crowd.outcomes)
-    unreachable = sum(one.name == OPENED and bool(one.failure) for one in crowd.outcomes)
+    unreachable = Counter(one.failure for one in crowd.outcomes if one.name == OPENED and one.failure)
     stale = sum(one.name == STALE for one in crowd.outcomes)
     histories = [is_whole for ledger in crowd.ledgers for is_whole in ledger.resumptions]
     yield f"sessions begun {found.begun}, lost (never came back) {found.lost}"
@@ -256,7 +261,8 @@ def session_lines(crowd: Crowd) -> Iterator[str]:
         f"away p50 {percentile(found.away_s, 0.5):.1f} s, longest {max(found.away_s, default=0.0):.1f} s"
     )
     yield f"histories that came back {len(histories)}, intact {sum(histories)}"
-    yield f"refused {refused}, calls that did not come through {unreachable}, sound of an interrupted answer {stale}"
+    yield f"refused {refused}, sound of an interrupted answer {stale}"
+    yield f"calls that had to be tried again {unreachable.total()}{_counted(unreachable)}"
 
 
 def _counted(codes: Mapping[str, int]) -> str:
@@ -275,14 +281,28 @@ def turn_lines(outcomes: Sequence[Outcome], ramp: Ramp, made: Sequence[Move]) ->
     for phase in dict.fromkeys(ramp.phase(at) for at in ramp.corners):
         yield _turn_line(phase, [turn for turn in turns if ramp.phase(turn.at) == phase])
     yield _turn_line("all", turns)
-    if made:
-        first = made[0].began_s
-        during = [turn for turn in turns if any(move.covers(turn.at) for move in made)]
-        others = [turn for turn in turns if turn not in during]
-        yield _turn_line("before moves", [turn for turn in others if turn.at < first])
-        yield _turn_line("during moves", during)
-        yield _turn_line("after moves", [turn for turn in others if turn.at >= first])
+    for when, those in around(made, turns):
+        yield _turn_line(f"{when} moves", those)
     yield "missed: no answer; cut: the question was being said when the line ended, and has to be said again"
+
+
+def stage_lines(outcomes: Sequence[Outcome], made: Sequence[Move]) -> Iterator[str]:
+    """Where the time of a turn goes, as the server accounts for it."""
+    yield f"{'p50 / p99, ms':>14} " + " ".join(f"{stage:>15}" for stage in STAGES)
+    timed = [one for one in outcomes if one.name.startswith(STAGE)]
+    for when, those in around(made, timed) or [("all", timed)]:
+        by_stage = ([one.ms for one in those if one.name == STAGE + stage] for stage in STAGES)
+        shares = (f"{percentile(ms, 0.5):.0f} / {percentile(ms, 0.99):.0f}" for ms in by_stage)
+        yield f"{when:>14} " + " ".join(f"{share:>15}" for share in shares)
+
+
+def around(made: Sequence[Move], outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    """Those before, during and after the moves; nothing where nobody moved."""
+    parts: dict[str, list[Outcome]] = {"before": [], "during": [], "after": []} if made else {}
+    for one in outcomes if made else ():
+        is_during = any(move.covers(one.at) for move in made)
+        parts["during" if is_during else "before" if one.at < made[0].began_s else "after"].append(one)
+    return list(parts.items())
 
 
 def _turn_line(name: str, turns: Sequence[Outcome]) -> str:
@@ -296,6 +316,12 @@ def _turn_line(name: str, turns: Sequence[Outcome]) -> str:
 def overhead_ms(turn: Outcome) -> float | None:
     """None: there was no answer."""
     return None if turn.failure else turn.ms - EXPLAINED_MS
+
+
+def busy_line(samples: Sequence[Sample], made: Sequence[Move]) -> str:
+    during = [one.busy for one in samples if any(move.covers(one.at_s) for move in made)]
+    told = f"; during moves {percentile(during, 0.5):.0%}" if during else ""
+    return f"this machine busy: p50 {percentile([one.busy for one in samples], 0.5):.0%}{told}"
 
 
 def trust_line(lateness: Lateness) -> str:

@@ -18,6 +18,8 @@ class Sampled(Protocol):
     def callers(self) -> int: ...
     @property
     def running(self) -> Mapping[str, int]: ...
+    @property
+    def busy(self) -> float: ...
 
 
 def write_page(
@@ -32,6 +34,7 @@ def write_page(
     end = max([sample.at_s for sample in samples] + [at for at, _ in turns])
     rows = [("callers", [(s.at_s, float(s.callers)) for s in samples])]
     rows += [(name, [(s.at_s, float(s.running[name])) for s in samples]) for name in samples[0].running]
+    rows.append(("machine busy, %", [(s.at_s, round(100 * s.busy)) for s in samples]))
     parts = [_steps(name, points, index, end) for index, (name, points) in enumerate(rows)]
     parts.append(_dots(turns, len(rows), end))
     height = (len(rows) + 1) * (_HEIGHT + _GAP) + 20

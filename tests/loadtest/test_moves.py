@@ -1,8 +1,8 @@
 """Who came back after a move, who did not, and which turns fall into one."""
 
-from loadtest.bench_ramp import EXPLAINED_MS, Ramp, turn_lines
+from loadtest.bench_ramp import EXPLAINED_MS, Ramp, stage_lines, turn_lines
 from loadtest.moves import Move, moves, returns
-from loadtest.people import CUT, LOST, OPENED, RESUMED, TURN, Outcome
+from loadtest.people import CUT, LOST, OPENED, RESUMED, STAGE, TURN, Outcome
 
 
 def outcome(at: float, person: str, name: str, failure: str = "", ms: float = 0.0) -> Outcome:
@@ -53,3 +53,12 @@ def test_turns_are_counted_before_during_and_after_the_moves():
     assert cells["before moves"] == ["1", "0", "0", "10", "10", "10", "10"]
     assert cells["during moves"] == ["2", "0", "1", "50", "50", "50", "50"]
     assert cells["after moves"][:4] == ["3", "1", "0", "95"]
+
+
+def test_the_stages_too_are_told_apart_by_the_moves():
+    stages = [outcome(at, "anna", STAGE + "stt", ms=at) for at in (10.0, 20.0, 50.0, 90.0)]
+    cells = [line.split(maxsplit=1) for line in stage_lines(stages, [Move("1 moved", 49.0, 50.0)])][1:]
+    assert [when for when, _ in cells] == ["before", "during", "after"]
+    assert ["15 / 20" in cells[0][1], "50 / 50" in cells[1][1], "90 / 90" in cells[2][1]] == [True] * 3
+    [_, everything] = stage_lines(stages, [])
+    assert everything.split()[0] == "all"
