@@ -126,7 +126,8 @@ class Session:
             end=self.end,
         )
         self._greeted = asyncio.Event()
-        self._is_draining = False
+        self._grace_s: float | None = None
+        """The session is to move, and has so long to come to rest."""
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._facts: deque[Event | None] = deque()
@@ -142,6 +143,8 @@ class Session:
             async with self._tasks:
                 for pump in (self._read, self._outbox.write, self._watch, self._keep):
                     self._begin(pump(), pump.__name__)
+                if self._grace_s is not None:
+                    self._begin(self._move(self._grace_s), "move")
                 try:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
@@ -198,9 +201,14 @@ class Session:
     # --- moving -----------------------------------------------------------------------------------------------------
 
     def drain(self, grace_s: float) -> None:
-        """The session is to move: its client is told, and it ends when nobody would hear it, or after the grace."""
-        if not self._over.done() and not self._is_draining:
-            self._is_draining = True
+        """The session is to move: its client is told, and it ends when nobody would hear it, or after the grace.
+
+        Before `run` too: a session that was on its way in when its replica was told to go.
+        """
+        if self._over.done() or self._grace_s is not None:
+            return
+        self._grace_s = grace_s
+        if self._lasting:
             self._begin(self._move(grace_s), "move")
 
     def hand_over(self, token: Token) -> None:

@@ -16,7 +16,7 @@ from serve_app.conversation.commands import HistoryRestored, ResponseDone, Respo
 from serve_app.handshake import NOT_RESUMED, RESUME_HEADER
 from serve_app.server import VoiceServer
 from serve_app.session.replay import replay_file
-from serve_app.session.resumption import StoreUnavailable
+from serve_app.session.resumption import Claimed, StoreUnavailable
 from serve_app.session.transport import SERVICE_RESTART, SUPERSEDED
 from serve_app.stores.memory import MemoryStore
 
@@ -335,4 +335,29 @@ async def test_a_replica_that_is_to_go_takes_nobody_and_lets_its_sessions_move()
         assert done["response"]["status"] == "completed"
         assert (await busy.until_closed())[0] == SERVICE_RESTART
         assert not busy.all("session.draining")
+    assert going.session_count == 0
+
+
+class SlowClaims(MemoryStore):
+    """Each claim takes a while, so that something can come between it and the session."""
+
+    async def claim(self, session_id: str, token_hash: str, new_hash: str, expires_s: float) -> Claimed:
+        claimed = await super().claim(session_id, token_hash, new_hash, expires_s)
+        await asyncio.sleep(0.5)
+        return claimed
+
+
+@virtual_time
+async def test_who_is_on_the_way_in_when_the_replica_is_told_to_go_moves_on_with_the_next_token():
+    store = SlowClaims(the_loop().time)
+    going, other = server_of(store=store), server_of(store=store)
+    async with connected(going) as socket:
+        token = await token_of(socket)
+    async with resuming(going, token) as again:
+        await asyncio.sleep(0.1)
+        going.drain()
+        next_token = await token_of(again)
+        assert (await again.until_closed())[0] == SERVICE_RESTART
+    async with resuming(other, next_token) as moved:
+        await moved.until("session.resumed")
     assert going.session_count == 0
