@@ -226,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
     happened = ", redeployed at the height" if args.redeploy else ""
     title = f"{FEW} -> {args.sessions} -> {FEW} callers, {args.drain_s:g} s of draining{happened}"
     made = moves(crowd.outcomes, redeploy_at)
-    lines = [*replica_lines(samples, ramp), "", *session_lines(crowd), *move_lines(made), ""]
+    lines = [*replica_lines(samples), "", *session_lines(crowd), *move_lines(made), ""]
     lines += [*turn_lines(crowd.outcomes, ramp, made), "", *stage_lines(crowd.outcomes, made), ""]
     lines += [busy_line(samples, made), trust_line(crowd.lateness)]
     print("\n".join([title, "", *lines]))
@@ -237,14 +237,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"\nplots: {args.page}")
 
 
-def replica_lines(samples: list[Sample], ramp: Ramp) -> Iterator[str]:
-    yield f"{'replicas':>14} {'before':>7} {'most':>5} {'after':>6}   grew at   one again at"
+def replica_lines(samples: Sequence[Sample]) -> Iterator[str]:
+    yield f"{'replicas':>14} {'before':>7} {'most':>5} {'after':>6}   grew at   one for good"
     for name in DEPLOYMENTS:
         counts = [(s.at_s, s.running[name]) for s in samples]
         grew = next((f"{at:.0f} s" for at, n in counts if n > 1), "never")
-        small = next(
-            (f"{s.at_s:.0f} s" for s in samples if s.at_s > ramp.corners[3] and s.running[name] == 1), "never"
-        )
+        last = max((at for at, n in counts if n > 1), default=0.0)
+        small = next((f"{at:.0f} s" for at, n in counts if at > last and n == 1), "never")
         most = max(n for _, n in counts)
         yield f"{name:>14} {counts[0][1]:7d} {most:5d} {counts[-1][1]:6d} {grew:>9} {small:>14}"
 
@@ -288,12 +287,12 @@ def turn_lines(outcomes: Sequence[Outcome], ramp: Ramp, made: Sequence[Move]) ->
 
 def stage_lines(outcomes: Sequence[Outcome], made: Sequence[Move]) -> Iterator[str]:
     """Where the time of a turn goes, as the server accounts for it."""
-    yield f"{'p50 / p99, ms':>14} " + " ".join(f"{stage:>15}" for stage in STAGES)
+    yield f"{'p50 / p99, ms':>14} " + " ".join(f"{stage:>13}" for stage in STAGES)
     timed = [one for one in outcomes if one.name.startswith(STAGE)]
     for when, those in around(made, timed) or [("all", timed)]:
         by_stage = ([one.ms for one in those if one.name == STAGE + stage] for stage in STAGES)
         shares = (f"{percentile(ms, 0.5):.0f} / {percentile(ms, 0.99):.0f}" for ms in by_stage)
-        yield f"{when:>14} " + " ".join(f"{share:>15}" for share in shares)
+        yield f"{when:>14} " + " ".join(f"{share:>13}" for share in shares)
 
 
 def around(made: Sequence[Move], outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:

@@ -1,6 +1,14 @@
 """Who came back after a move, who did not, and which turns fall into one."""
 
-from loadtest.bench_ramp import EXPLAINED_MS, Ramp, stage_lines, turn_lines
+from loadtest.bench_ramp import (
+    DEPLOYMENTS,
+    EXPLAINED_MS,
+    Ramp,
+    Sample,
+    replica_lines,
+    stage_lines,
+    turn_lines,
+)
 from loadtest.moves import Move, moves, returns
 from loadtest.people import CUT, LOST, OPENED, RESUMED, STAGE, TURN, Outcome
 
@@ -62,3 +70,12 @@ def test_the_stages_too_are_told_apart_by_the_moves():
     assert ["15 / 20" in cells[0][1], "50 / 50" in cells[1][1], "90 / 90" in cells[2][1]] == [True] * 3
     [_, everything] = stage_lines(stages, [])
     assert everything.split()[0] == "all"
+
+
+def test_a_stage_is_at_one_replica_again_after_it_last_had_more():
+    counts = {0.0: 1, 10.0: 3, 20.0: 1, 30.0: 2, 40.0: 1, 50.0: 1}
+    samples = [Sample(at, 2, dict.fromkeys(DEPLOYMENTS, n), {}, 0.5) for at, n in counts.items()]
+    _, *lines = replica_lines(samples)
+    assert [line.split()[1:] for line in lines] == [["1", "3", "1", "10", "s", "40", "s"]] * len(DEPLOYMENTS)
+    _, *lines = replica_lines(samples[:4])
+    assert lines[0].split()[-1] == "never"
