@@ -73,6 +73,8 @@ class ResumeOptions:
     save_gap_s: float = 0.25
     """Saves of one session are at least so far apart; what changes meanwhile goes with the next."""
     store_timeout_s: float = 1.0
+    claim_timeout_s: float = 5.0
+    """Longer: a claim that is given up may still take place, and then nobody has the token that opens the session."""
     retry_store_s: float = 5.0
     """A store that failed is left alone for so long."""
     max_snapshot_bytes: int = 512 * 1024
@@ -179,7 +181,7 @@ class GuardedStore:
             await store.save(session_id, generation, token_hash, snapshot, expires_s)
 
     async def claim(self, session_id: str, token_hash: str, new_hash: str, expires_s: float) -> Claimed:
-        async with self._guarded() as store:
+        async with _Guard(self, self._options.claim_timeout_s) as store:
             return await store.claim(session_id, token_hash, new_hash, expires_s)
 
     async def forget(self, session_id: str, generation: int, expires_s: float) -> None:
@@ -187,7 +189,7 @@ class GuardedStore:
             await store.forget(session_id, generation, expires_s)
 
     def _guarded(self) -> "_Guard":
-        return _Guard(self)
+        return _Guard(self, self._options.store_timeout_s)
 
     def _enter(self) -> SessionStore:
         if self._store is None or asyncio.get_running_loop().time() < self._retry_at:
@@ -209,9 +211,10 @@ class GuardedStore:
 class _Guard:
     """One call of the store: its time limit, and the news of how it went."""
 
-    def __init__(self, guarded: GuardedStore) -> None:
+    def __init__(self, guarded: GuardedStore, limit_s: float) -> None:
         self._guarded = guarded
-        self._timeout = asyncio.timeout(guarded._options.store_timeout_s)
+        self._limit_s = limit_s
+        self._timeout = asyncio.timeout(limit_s)
 
     async def __aenter__(self) -> SessionStore:
         store = self._guarded._enter()
@@ -222,8 +225,7 @@ class _Guard:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
-            limit = self._guarded._options.store_timeout_s
-            self._guarded._note(f"no answer within {limit:g} s")
+            self._guarded._note(f"no answer within {self._limit_s:g} s")
             raise StoreUnavailable(self._guarded.problem) from None
         if isinstance(error, StoreUnavailable):
             self._guarded._note(str(error))

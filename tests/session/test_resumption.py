@@ -297,6 +297,22 @@ async def test_a_slow_store_costs_the_caller_nothing():
     assert store.most_at_once <= 1 + 1, "one, and the last"
 
 
+class SlowClaims(MemoryStore):
+    async def claim(self, session_id: str, token_hash: str, new_hash: str, expires_s: float) -> Claimed:
+        claimed = await super().claim(session_id, token_hash, new_hash, expires_s)
+        await asyncio.sleep(3.0)
+        return claimed
+
+
+@virtual_time
+async def test_a_claim_that_takes_long_is_not_given_up_for_then_the_token_would_be_lost():
+    store = SlowClaims(the_loop().time)
+    async with resumable(store, microphone=False) as call:
+        await call.until("session.created")
+    async with back(store, token_of(call), microphone=False) as again:
+        await again.until("session.resumed")
+
+
 # --- who may write --------------------------------------------------------------------------------------------------
 
 
