@@ -163,11 +163,11 @@ class Caller:
         interrupted, first = self._playing, len(self._sent_at)
         if not await self._ask(clip):
             return
-        if interrupted not in self._stopped:
+        spoken = first + int(clip.onset_s / FRAME_S)
+        if interrupted not in self._stopped or spoken >= len(self._sent_at):  # something before it did
             self._clock.result.missed += self._clock.is_measuring
         elif self._clock.is_measuring:
-            onset_at = self._sent_at[first + int(clip.onset_s / FRAME_S)]
-            self._clock.result.barge_in_ms.append((self._interrupted_last_at - onset_at) * 1000)
+            self._clock.result.barge_in_ms.append((self._interrupted_last_at - self._sent_at[spoken]) * 1000)
 
     # --- in ---------------------------------------------------------------------------------------------------------
 

@@ -7,15 +7,17 @@ import pytest
 from loadtest.application import HAPROXY_APPLICATION, HAPROXY_CONTROLLER, RAMP, document
 from loadtest.bench_ramp import (
     DEPLOYMENTS,
+    EXPLAINED_MS,
     FEW,
     Crowd,
     Ramp,
     Sample,
-    Turn,
+    overhead_ms,
     replica_lines,
     session_lines,
     turn_lines,
 )
+from loadtest.people import LOST, OPENED, REFUSED, TURN, Outcome
 from loadtest.ramp_page import write_page
 
 
@@ -25,6 +27,7 @@ def sample(at_s: float, ingress: int, stopping: int = 0) -> Sample:
         9,
         dict.fromkeys(DEPLOYMENTS, 1) | {"Ingress": ingress},
         dict.fromkeys(DEPLOYMENTS, 0) | {"Ingress": stopping},
+        busy=0.5,
     )
 
 
@@ -50,26 +53,34 @@ def test_small_means_one_replica_a_stage_and_none_that_drains() -> None:
     assert not sample(0, 1, stopping=1).is_small
 
 
+def turn(at: float, ms: float | None) -> Outcome:
+    return Outcome(
+        at, "anna", TURN, EXPLAINED_MS + (ms or 0.0), "" if ms is not None else "missed: no sound within 10 s"
+    )
+
+
 @pytest.fixture
 def crowd() -> Crowd:
     happened = Crowd("ws://nowhere", [], time.monotonic())
-    happened.sessions = 12
-    happened.lost = [(70.0, 1012), (71.0, 1012), (30.0, 1013), (80.0, 1006)]
-    happened.turns = [Turn(5, 20.0), Turn(50, 30.0), Turn(50, None), Turn(95, 10.0)]
+    happened.outcomes = [Outcome(1, name, OPENED) for name in ("anna", "ben", "carl")]
+    happened.outcomes += [turn(5, 20.0), Outcome(30, "dora", REFUSED), turn(50, 30.0), turn(50, None)]
+    happened.outcomes += [Outcome(80, "ben", LOST, failure="closed with 1006"), turn(95, 10.0)]
     return happened
 
 
 def test_a_refusal_is_not_a_loss(crowd: Crowd) -> None:
-    said = "".join(session_lines(crowd))
-    assert "lost 3 (1 x 1006, 2 x 1012), refused 1" in said
+    said = "\n".join(session_lines(crowd))
+    assert "sessions begun 3, lost (never came back) 1" in said
+    assert "sockets ended by the server 1 (1 x 1006)" in said
+    assert "refused 1," in said
 
 
 def test_missed_turns_are_counted_in_their_phase(crowd: Crowd) -> None:
-    words = [line.split() for line in turn_lines(crowd, Ramp(9))]
-    counts = {" ".join(row[:-5]): row[-5:-3] for row in words[1:]}
-    assert counts["many"] == ["2", "1"]
-    assert counts["few"] == ["1", "0"]
-    assert counts["all"] == ["4", "1"]
+    words = [line.split() for line in turn_lines(crowd.outcomes, Ramp(9), [])]
+    counts = {" ".join(row[:-7]): row[-7:-4] for row in words[1:-1]}
+    assert counts["many"] == ["2", "1", "0"]
+    assert counts["few"] == ["1", "0", "0"]
+    assert counts["all"] == ["4", "1", "0"]
 
 
 def test_the_table_says_when_a_stage_grew_and_when_it_was_small_again() -> None:
@@ -83,20 +94,20 @@ def test_the_table_says_when_a_stage_grew_and_when_it_was_small_again() -> None:
         sample(end + 5, 2),
         sample(end + 9, 1),
     ]
-    lines = {line.split()[0]: line.split()[1:] for line in replica_lines(samples, ramp)}
+    lines = {line.split()[0]: line.split()[1:] for line in replica_lines(samples)}
     assert lines["Ingress"] == ["1", "3", "1", "31", "s", f"{end + 9:.0f}", "s"]
     assert lines["SpeechToText"][:4] == ["1", "1", "1", "never"]
 
 
 def test_the_page_needs_nothing_else(crowd: Crowd, tmp_path) -> None:  # type: ignore[no-untyped-def]
     page = tmp_path / "ramp.html"
-    turns = [(turn.at_s, turn.overhead_ms) for turn in crowd.turns]
+    turns = [(one.at, overhead_ms(one)) for one in crowd.outcomes if one.name == TURN]
     write_page(page, "a <ramp>", [sample(0, 1), sample(99, 2)], turns, [(70, "lost")], ["one & two"])
     text = page.read_text()
     assert "a &lt;ramp&gt;" in text
     assert "one &amp; two" in text
-    assert text.count("<polyline") == 1 + len(DEPLOYMENTS)
-    assert text.count(">missed<") == 1
+    assert text.count("<polyline") == 2 + len(DEPLOYMENTS)
+    assert text.count(">no answer<") == 1
     assert "http" not in text
 
 

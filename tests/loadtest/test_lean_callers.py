@@ -156,6 +156,17 @@ async def test_speech_that_did_not_interrupt_is_missed(call: Call) -> None:
     assert (call.clock.result.barge_in_ms, call.clock.result.missed) == ([], 1)
 
 
+async def test_what_interrupted_before_the_speech_began_was_not_the_speech(call: Call) -> None:
+    call.hears("item_1")
+    interrupting = asyncio.Task(call.caller._interrupt(Clip("", (b"word",) * 10, 0.1)))
+    await asyncio.sleep(0)
+    call.sends_for(0.04)
+    call.gets("input_audio_buffer.speech_started", item_id="item_9", audio_start_ms=0)
+    call.hears("item_2")
+    await interrupting
+    assert (call.clock.result.barge_in_ms, call.clock.result.missed) == ([], 1)
+
+
 # --- over a socket --------------------------------------------------------------------------------------------------
 
 
