@@ -19,6 +19,7 @@ HEAVY = {
     "spacy",
     "faster_whisper",
     "ctranslate2",
+    "onnx",
     "onnxruntime",
     "xllamacpp",
     "pocketsphinx",

@@ -4,18 +4,19 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 
 from deployments.engines import silero_vad
-from deployments.interfaces import EngineFailed
+from deployments.interfaces import BadRequest, EngineFailed
 
 Audio = npt.NDArray[np.float32]
 
 
-def test_loading_it_imports_neither_torch_nor_silero_vad() -> None:
+def test_loading_it_imports_no_runtime_and_not_silero_vad() -> None:
     script = (
         "import sys; from deployments.engines.silero_vad import load; load();"
-        "assert not {'torch', 'silero_vad'} & sys.modules.keys()"
+        "assert not {'torch', 'silero_vad', 'onnxruntime'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
@@ -26,59 +27,58 @@ def test_a_missing_model_file_is_named_with_its_remedy(monkeypatch: pytest.Monke
         silero_vad.load()
 
 
-class RecordingSession:
-    """In the place of an onnxruntime session; keeps what it was fed."""
+def test_a_network_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = silero_vad._weights(silero_vad._model_path())
+    name = "model.encoder.0.reparam_conv.weight"
+    for other in (
+        {**weights, name: weights[name][:, :, :2]},
+        {k: v for k, v in weights.items() if k != name},
+    ):
+        monkeypatch.setattr(silero_vad, "_weights", lambda path, other=other: other)
+        with pytest.raises(EngineFailed, match="pip install silero-vad=="):
+            silero_vad.load()
+
+
+class Oracle:
+    """onnxruntime on the package's own file, fed as the package feeds it (silero_vad/utils_vad.py, OnnxWrapper)."""
 
     def __init__(self) -> None:
-        self.inputs: list[npt.NDArray[np.float32]] = []
-        self.states: list[float] = []
+        path = silero_vad._model_path().with_name("silero_vad.onnx")
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._context = np.zeros((1, 64), dtype=np.float32)
+        self._state = np.zeros((2, 1, 128), dtype=np.float32)
 
-    def run(self, outputs: None, feed: dict[str, npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
-        self.inputs.append(feed["input"].copy())
-        self.states += feed["state"][0, :, 0].tolist()
-        return [np.full((len(feed["input"]), 1), 0.5, dtype=np.float32), feed["state"] + 1]
-
-
-def test_each_frame_comes_with_the_end_of_the_one_before_and_its_state() -> None:
-    session = RecordingSession()
-    detector = silero_vad.Network(session).detector()
-    audio = np.arange(3 * 512, dtype=np.float32)
-    for frame in np.split(audio, 3):
-        assert detector.probability(frame) == 0.5
-    padded = np.concatenate([np.zeros(64, dtype=np.float32), audio])
-    for index, fed in enumerate(session.inputs):
-        assert np.array_equal(fed, padded[np.newaxis, index * 512 : index * 512 + 576])
-    assert session.states == [0.0, 1.0, 2.0]
+    def probability(self, frame: Audio) -> float:
+        sound = np.concatenate((self._context, frame[np.newaxis]), axis=1)
+        feed = {"input": sound, "state": self._state, "sr": np.array(16_000, dtype=np.int64)}
+        output, self._state = self._session.run(None, feed)
+        self._context = sound[:, -64:]
+        return float(output[0, 0])
 
 
-def test_frames_of_several_sessions_go_together_each_with_its_own_state() -> None:
-    session = RecordingSession()
-    network = silero_vad.Network(session)
-    one, other, third = network.detector(), network.detector(), network.detector()
-    one.probability(np.full(512, 7.0, dtype=np.float32))
-    frames = np.stack([np.full(512, value, dtype=np.float32) for value in (1.0, 2.0, 3.0)])
-    assert one.probabilities([one, other, third], frames) == [0.5] * 3
-    assert [fed.shape for fed in session.inputs] == [(1, 576), (3, 576)]
-    together = session.inputs[1]
-    assert together[:, 0].tolist() == [7.0, 0.0, 0.0], "the end of the frame before"
-    assert together[:, 64].tolist() == [1.0, 2.0, 3.0]
-    assert session.states == [0.0, 1.0, 0.0, 0.0]
+@pytest.mark.parametrize("file", ["speech/jfk.flac", "speech/cards-001.flac", "noise/office-ambience.flac"])
+def test_it_hears_what_the_package_hears(file: str, recording: Callable[[str], bytes]) -> None:
+    """Alone and in company, with the memory of the frames before: errors would add up over hundreds of frames."""
+    pcm = np.frombuffer(recording(file), dtype="<i2").astype(np.float32) / 32768
+    frames = pcm[: len(pcm) // 512 * 512].reshape(-1, 512)[:340]
+    make_detector = silero_vad.load()
+    oracles, detectors = [Oracle() for _ in range(3)], [make_detector() for _ in range(3)]
+    gains = np.array([[1.0], [0.03], [0.0]], dtype=np.float32)
+    for number, frame in enumerate(frames):
+        company = [0, 1, 2] if number % 3 else [number % 2]
+        sounds = frame * gains[company]
+        [*heard] = detectors[0].probabilities([detectors[one] for one in company], sounds)
+        expected = [oracles[one].probability(sound) for one, sound in zip(company, sounds, strict=True)]
+        assert heard == pytest.approx(expected, abs=2e-5)
 
 
-def test_a_network_that_fails_says_so_and_serves_the_next() -> None:
-    session = RecordingSession()
-    network = silero_vad.Network(session)
-    works = session.run
-
-    def fails(outputs: None, feed: object) -> list[Audio]:
-        raise RuntimeError("broken")
-
-    session.run = fails  # type: ignore[method-assign]
-    frame = np.zeros(512, dtype=np.float32)
-    with pytest.raises(EngineFailed, match="broken"):
-        network.detector().probability(frame)
-    session.run = works  # type: ignore[method-assign]
-    assert network.detector().probability(frame) == 0.5
+def test_a_frame_of_another_length_is_refused_and_changes_nothing() -> None:
+    make_detector = silero_vad.load()
+    one, other = make_detector(), make_detector()
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 512).astype(np.float32)
+    with pytest.raises(BadRequest, match="512"):
+        one.probability(noise[:-1])
+    assert one.probability(noise) == other.probability(noise)
 
 
 def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[[str], bytes]) -> None:
