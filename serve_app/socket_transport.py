@@ -1,11 +1,12 @@
 """A Starlette WebSocket for a session: what it raises for a lost peer becomes a `ConnectionLost`.
 
-Where uvicorn's protocol is ours (`direct_socket`), text frames do not pass through Starlette at all.
+Where uvicorn's protocol is ours (`direct_socket`), text frames do not pass through Starlette at all, nor does
+what is sent while the client reads it.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -60,6 +61,14 @@ class SocketTransport:
         text: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
         return data if text is None else text
+
+    @property
+    def is_writable(self) -> bool:
+        return self._direct is not None and self._direct.is_writable
+
+    def send_at_once(self, texts: Sequence[str]) -> None:
+        assert self._direct is not None, "it is never writable"
+        self._direct.send_at_once(texts)
 
     async def send(self, text: str) -> None:
         try:

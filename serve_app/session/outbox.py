@@ -1,4 +1,8 @@
-"""The outbound half of a session: what waits to be sent, and the one writer that sends it."""
+"""The outbound half of a session: what waits to be sent, and how it goes out.
+
+What one turn of the loop leaves goes out together at its end, in one write, where the socket takes it; where it has to be
+waited for, the writer does.
+"""
 
 import asyncio
 from collections import deque
@@ -34,16 +38,22 @@ class Outbox:
         send_s: float,
         report: Callable[[AudioSent], None],
         end: Callable[[Ending], None],
+        on_failure: Callable[[Exception], None],
     ) -> None:
-        """`send_s`: how long one frame may take."""
+        """`send_s`: how long one frame may take. `on_failure` is told what `report` raises."""
         self._transport = transport
         self._max_bytes = max_bytes
         self._send_s = send_s
         self._report = report
         self._end = end
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
         self._frames: deque[str | OutgoingAudio] = deque()
         self._bytes = 0
-        self._filled = asyncio.Event()
+        self._turn: asyncio.Handle | None = None
+        """The end of this turn of the loop."""
+        self._has_to_wait = asyncio.Event()
+        """The writer is asked, or at work."""
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -54,32 +64,49 @@ class Outbox:
             self._end(Ending(1008, f"the client reads too slowly: {self._max_bytes} bytes wait for it"))
             return
         self._frames.append(frame)
-        self._filled.set()
+        if self._turn is not None or self._has_to_wait.is_set():
+            return
+        if self._transport.is_writable:
+            self._turn = self._loop.call_soon(self._send_all)
+        else:
+            self._has_to_wait.set()
+
+    def _send_all(self) -> None:
+        self._turn = None
+        if not self._frames:  # it was sound that is not wanted any more
+            return
+        if not self._transport.is_writable:
+            self._has_to_wait.set()
+            return
+        sent = list(self._frames)
+        self.clear()
+        self._transport.send_at_once([_text(frame) for frame in sent])
+        try:
+            for frame in sent:
+                if isinstance(frame, OutgoingAudio):
+                    self._report(AudioSent(frame.chunk_id))
+        except Exception as error:
+            self._on_failure(error)
 
     async def write(self) -> None:
-        """Send what there is as it comes, until the socket fails."""
+        """Send what has to be waited for, until the socket fails."""
         while True:
-            frame = await self._get()
-            text = frame if isinstance(frame, str) else frame.text
-            try:
-                async with asyncio.timeout(self._send_s):
-                    await self._transport.send(text)
-            except TimeoutError:
-                self._end(Ending(1008, f"the client has read nothing for {self._send_s:g} s"))
-                return
-            except ConnectionLost:
-                self._end(Ending(1001, "the client left", is_peer_gone=True))
-                return
-            if isinstance(frame, OutgoingAudio):
-                self._report(AudioSent(frame.chunk_id))
-
-    async def _get(self) -> str | OutgoingAudio:
-        while not self._frames:
-            self._filled.clear()
-            await self._filled.wait()
-        frame = self._frames.popleft()
-        self._bytes -= _size(frame)
-        return frame
+            await self._has_to_wait.wait()
+            while self._frames:
+                frame = self._frames.popleft()
+                self._bytes -= _size(frame)
+                try:
+                    async with asyncio.timeout(self._send_s):
+                        await self._transport.send(_text(frame))
+                except TimeoutError:
+                    self._end(Ending(1008, f"the client has read nothing for {self._send_s:g} s"))
+                    return
+                except ConnectionLost:
+                    self._end(Ending(1001, "the client left", is_peer_gone=True))
+                    return
+                if isinstance(frame, OutgoingAudio):
+                    self._report(AudioSent(frame.chunk_id))
+            self._has_to_wait.clear()
 
     def clear(self) -> None:
         self._frames.clear()
@@ -94,5 +121,9 @@ class Outbox:
         self._bytes = sum(map(_size, kept))
 
 
+def _text(frame: str | OutgoingAudio) -> str:
+    return frame if isinstance(frame, str) else frame.text
+
+
 def _size(frame: str | OutgoingAudio) -> int:
-    return len(frame if isinstance(frame, str) else frame.text)
+    return len(_text(frame))

@@ -124,6 +124,7 @@ class Session:
             send_s=options.send_s,
             report=self._decide,
             end=self.end,
+            on_failure=self._fail,
         )
         self._greeted = asyncio.Event()
         self._grace_s: float | None = None
@@ -133,7 +134,9 @@ class Session:
         self._facts: deque[Event | None] = deque()
         self._is_deciding = False
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
+        self._timer_at = 0.0
+        self._deadline: float | None = None
+        """When the conversation wants to be asked again."""
         self._last_event_at = self._loop.time()
 
     async def run(self) -> Ending:
@@ -344,23 +347,32 @@ class Session:
         self._arm()
 
     def _arm(self) -> None:
-        deadline = self._conversation.deadline()
-        if deadline == self._timer_at:
+        """The timer goes off at the deadline or before: one that moves with every frame does not move the timer."""
+        self._deadline = self._conversation.deadline()
+        if self._deadline is None or self._over.done():
             return
-        self._disarm()
-        if deadline is not None and not self._over.done():
-            self._timer_at = deadline
-            self._timer = self._loop.call_at(deadline, self._tick)
+        if self._timer is not None:
+            if self._timer_at <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._tick)
 
     def _disarm(self) -> None:
+        self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._timer_at = None
+            self._timer = None
 
     def _tick(self) -> None:
-        self._timer = self._timer_at = None
+        self._timer = None
+        if self._deadline is None:
+            return
         try:
-            self._decide(None)
+            if self._loop.time() < self._deadline:
+                self._arm()
+            else:
+                self._decide(None)
         except Exception as error:
             self._fail(error)
 

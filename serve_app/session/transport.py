@@ -1,6 +1,6 @@
 """The socket as a session sees it, and why it is closed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,15 @@ class Transport(Protocol):
         ...
 
     def resume(self) -> None: ...
+
+    @property
+    def is_writable(self) -> bool:
+        """What is sent need not be waited for."""
+        ...
+
+    def send_at_once(self, texts: Sequence[str]) -> None:
+        """Hand them to the network, a frame each, while `is_writable`."""
+        ...
 
     async def send(self, text: str) -> None:
         """Returns when the frame was handed to the network. Raises ConnectionLost."""

@@ -17,6 +17,7 @@ its events, the types of the `openai` SDK for each, and that no task and no engi
 import asyncio
 import base64
 import json
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -182,6 +183,9 @@ class Faults:
     send_s: float = 0.0
 
 
+MOST_AT_ONCE = 50
+
+
 class MemoryTransport:
     is_direct = True
     """Whether text is delivered as by `direct_socket`, or all is received as by ASGI."""
@@ -244,6 +248,22 @@ class MemoryTransport:
         if frame is None or is_lost:
             raise ConnectionLost
         return frame
+
+    @property
+    def is_writable(self) -> bool:
+        """Faults of frames to come make it unwritable well before them."""
+        faults = self.faults
+        points = [point for point in (faults.block_at_send, faults.lose_at_send) if point is not None]
+        must_wait = self.has_left or self.is_lost or faults.send_s > 0
+        is_near = self._sent + MOST_AT_ONCE > min(points, default=sys.maxsize)
+        return self.is_direct and self.closed is None and not must_wait and not is_near
+
+    def send_at_once(self, texts: Sequence[str]) -> None:
+        assert len(texts) <= MOST_AT_ONCE
+        assert self.is_writable
+        self._sent += len(texts)
+        for text in texts:
+            self._deliver(text)
 
     async def send(self, text: str) -> None:
         assert self.closed is None, "nothing is sent after the close"
