@@ -168,8 +168,11 @@ class Conversation:
         """When `tick` must be called at the latest; None: not before the next fact."""
         if self._is_closed:
             return None
-        timers = (self._answering.deadline, self._hearing.deadline, self._warmth.deadline)
-        return min((at for at in timers if at is not None), default=None)
+        first = self._answering.deadline
+        for at in (self._hearing.deadline, self._warmth.deadline):
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
 
     # --- the two ways in --------------------------------------------------------------------------------------------
 
@@ -178,6 +181,8 @@ class Conversation:
         if self._is_closed:
             return []
         match event:
+            case FrameScored():  # nearly all of them
+                self._hear_frame(event, now)
             case (
                 SessionConfigured()
                 | AudioCommitted()

@@ -10,9 +10,9 @@ is put together around its base64 without a JSON encoder. 20 ms in (1280 charact
 
 import json
 import re
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Mapping
 
+from pybase64 import b64decode, b64encode_as_string
 from pydantic import ValidationError
 
 from .client_events import MAX_ID_CHARS, REQUESTS, ClientEvent, InputAudio
@@ -77,7 +77,7 @@ def encode_audio_delta(event_id: str, response_id: str, item_id: str, encoded: b
     return (
         f'{{"type":"response.output_audio.delta","event_id":"{event_id}","response_id":"{response_id}",'
         f'"item_id":"{item_id}","output_index":0,"content_index":0,'
-        f'"delta":"{b2a_base64(encoded, newline=False).decode("ascii")}"}}'
+        f'"delta":"{b64encode_as_string(encoded)}"}}'
     )
 
 
@@ -89,7 +89,7 @@ def _live_audio(text: str, input_format: AudioFormat) -> InputAudio | None:
     for prefix in _LIVE_PREFIXES:
         if text.startswith(prefix) and text.endswith(_LIVE_SUFFIX) and len(text) <= MAX_EVENT_BYTES:
             try:
-                encoded = a2b_base64(text[len(prefix) : -len(_LIVE_SUFFIX)], strict_mode=True)
+                encoded = b64decode(text[len(prefix) : -len(_LIVE_SUFFIX)], validate=True)
             except ValueError:
                 return None
             return None if len(encoded) % 2 and input_format is AudioFormat.PCM else InputAudio(encoded)
@@ -134,7 +134,7 @@ def _input_audio(value: dict[str, object], input_format: AudioFormat) -> InputAu
         code: ErrorCode = "missing_required_parameter" if audio is None else "invalid_type"
         raise ProtocolError(code, "Invalid 'audio': must be a string of base64.", "audio", event_id)
     try:
-        encoded = a2b_base64(audio, strict_mode=True)
+        encoded = b64decode(audio, validate=True)
     except ValueError:
         message = "Invalid 'audio': not valid base64 (alphabet of RFC 4648 4, with padding, no line breaks)."
         raise ProtocolError("invalid_value", message, "audio", event_id) from None

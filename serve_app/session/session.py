@@ -55,6 +55,8 @@ log = logging.getLogger("voice_serve.session")
 
 REST_POLL_S = 0.05
 """How often a session that is to move looks whether it may."""
+CLOCK_S = 0.001
+"""uvloop's clock has whole milliseconds: a timer that is due in less goes off in the loop's next turn, over and over."""
 UNBROKEN = 16
 """Messages of one client that are received without giving the others their turn."""
 MOST_WAITING = 16
@@ -351,12 +353,15 @@ class Session:
         self._deadline = self._conversation.deadline()
         if self._deadline is None or self._over.done():
             return
-        if self._timer is not None:
-            if self._timer_at <= self._deadline:
-                return
+        if self._timer is None:
+            self._set_timer(self._deadline)
+        elif self._timer_at > self._deadline:
             self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._tick)
+            self._set_timer(self._deadline)
+
+    def _set_timer(self, at: float) -> None:
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._tick)
 
     def _disarm(self) -> None:
         self._deadline = None
@@ -369,8 +374,9 @@ class Session:
         if self._deadline is None:
             return
         try:
-            if self._loop.time() < self._deadline:
-                self._arm()
+            now = self._loop.time()
+            if now < self._deadline:
+                self._set_timer(max(self._deadline, now + CLOCK_S))
             else:
                 self._decide(None)
         except Exception as error:
