@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from deployments.engines import silero_vad
-from deployments.interfaces import BadRequest, EngineFailed
+from deployments.interfaces import BadRequest, EngineFailed, SpeechDetector
 
 Audio = npt.NDArray[np.float32]
 
@@ -42,6 +42,8 @@ def test_a_network_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) 
 class Oracle:
     """onnxruntime on the package's own file, fed as the package feeds it (silero_vad/utils_vad.py, OnnxWrapper)."""
 
+    forgets = True
+
     def __init__(self) -> None:
         path = silero_vad._model_path().with_name("silero_vad.onnx")
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -53,6 +55,8 @@ class Oracle:
         feed = {"input": sound, "state": self._state, "sr": np.array(16_000, dtype=np.int64)}
         output, self._state = self._session.run(None, feed)
         self._context = sound[:, -64:]
+        if output[0, 0] <= 0.5 and self.forgets:
+            self._state[1] *= 0.99
         return float(output[0, 0])
 
 
@@ -92,3 +96,32 @@ def test_a_frame_scored_in_company_is_scored_as_alone(recording: Callable[[str],
         noise = rng.uniform(-0.3, 0.3, (6, 512)).astype(np.float32)
         *_, heard = live.probabilities(company, np.vstack((noise, frame)))
         assert abs(heard - alone.probability(frame)) < 1e-3
+
+
+def test_a_session_does_not_go_deaf_in_a_rooms_noise(
+    recording: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the network itself does, which never forgets: of these it hears the first, and then hardly any."""
+
+    def heard(file: str) -> Audio:
+        return np.frombuffer(recording(file), dtype="<i2").astype(np.float32) / 32768
+
+    room = heard("noise/office-ambience.flac")
+    room *= 10 ** (-55 / 20) / np.sqrt(np.mean(room**2))
+    pauses = np.resize(room, (4, 8 * 16_000))
+    names = ("nicolas-18", "jackson-15", "jackson-09", "nicolas-18")
+    sound = [
+        np.concatenate((pause, heard(f"digits/{name}.flac")))
+        for pause, name in zip(pauses, names, strict=True)
+    ]
+    ends = np.cumsum([len(part) for part in sound]) // 512
+    frames = np.concatenate([*sound, room[:16_000]])[: (ends[-1] + 5) * 512].reshape(-1, 512)
+
+    def speech_frames(detector: SpeechDetector) -> list[int]:
+        """In each of the questions."""
+        is_speech = [detector.probability(frame) > 0.5 for frame in frames]
+        return [sum(is_speech[before + 250 : end + 5]) for before, end in zip((0, *ends), ends, strict=False)]
+
+    monkeypatch.setattr(Oracle, "forgets", False)
+    assert speech_frames(Oracle())[1:3] == [0, 0]
+    assert min(speech_frames(silero_vad.load()())) >= 15
