@@ -22,6 +22,7 @@ from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE
 from serve_app.audio.pcm import Audio
 from serve_app.audio.resampling import StreamingResampler
 from serve_app.client.connection import RATE
+from serve_app.config import TurnTaking
 
 from . import lean_callers, usage
 from .application import Application, application
@@ -69,7 +70,13 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
     )
-    command.add_argument("--drafts", type=int, default=0, help="answers begun at a pause (default: none)")
+    drafts = TurnTaking().drafts_per_turn
+    command.add_argument(
+        "--drafts",
+        type=int,
+        default=drafts,
+        help="answers begun at a pause (default: the product's, %(default)s); with 0 two engines' times are in each turn",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,7 +99,9 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
     core = max(cores) if args.pin else None
     with application(args=changes, proxy="haproxy") as app:
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {args.pin}")
+        print(
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {args.pin}, drafts a turn: {args.drafts}"
+        )
         print(HEAD, flush=True)
         idle = _idle(core)
         print(f"an idle ingress takes {idle:.1%} of a core; it is in the figures below", flush=True)

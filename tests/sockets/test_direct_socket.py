@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import random
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -181,6 +183,106 @@ async def test_an_application_may_refuse_a_handshake():
         with pytest.raises(InvalidStatus) as refused:
             await connect(url, proxy=None)
         assert refused.value.response.status_code == 403
+
+
+# --- frames taken apart without the protocol's parser ---------------------------------------------------------------
+
+
+async def test_whole_texts_do_not_pass_the_parser(monkeypatch: pytest.MonkeyPatch):
+    """Who sees this fail after an update of websockets: they still come, a few microseconds later each."""
+    async with line() as both:
+        both.deliver()
+        monkeypatch.setattr(both.protocol.conn, "receive_data", None)
+        sent = ["", "ü€😀", "x" * 125, "x" * 126, "x" * 3000]
+        both.write(*map(text, sent))
+        await both.until_got(len(sent))
+        assert both.got == sent
+
+
+def some_messages(dice: random.Random) -> tuple[list[Frame], list[str]]:
+    """Frames as a client may send them, and the texts in them."""
+    frames, texts = [], []
+    for number in range(dice.randrange(1, 12)):
+        said = f"{number} {'é' * dice.choice([0, 1, 40, 100, 40_000])}"
+        match dice.choice(["whole", "whole", "whole", "parts", "ping", "pong"]):
+            case "whole":
+                frames.append(text(said))
+                texts.append(said)
+            case "parts":
+                cut = len(said) // 2
+                frames += [text(said[:cut], fin=False), Frame(Opcode.PING, b"amid"), more(said[cut:])]
+                texts.append(said)
+            case "ping":
+                frames.append(Frame(Opcode.PING, b"there?"))
+            case "pong":
+                frames.append(Frame(Opcode.PONG, b""))
+    return frames, texts
+
+
+async def test_however_the_network_cuts_the_frames_the_texts_are_the_same():
+    async with line() as both:
+        both.deliver()
+        dice = random.Random(7)
+        expected = []
+        for _ in range(200):
+            frames, texts = some_messages(dice)
+            data = b"".join(frame.serialize(mask=True) for frame in frames)
+            cuts = sorted(dice.randrange(len(data) + 1) for _ in range(dice.choice([0, 1, 5])))
+            for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+                both.protocol.data_received(data[start:stop])
+            expected += texts
+            assert both.got == expected
+        await both.client.send("and by the network")
+        await both.until_got(len(expected) + 1)
+
+
+# --- what is sent at once -------------------------------------------------------------------------------------------
+
+
+async def test_what_is_sent_at_once_arrives_in_order_a_message_each():
+    async with line() as both:
+        assert both.transport.is_writable
+        both.transport.send_at_once(["one", "zwei €", "x" * 70_000])
+        await both.transport.send("last")
+        got = [await both.client.recv() for _ in range(4)]
+        assert got == ["one", "zwei €", "x" * 70_000, "last"]
+
+
+async def test_what_is_sent_at_once_is_one_write(monkeypatch: pytest.MonkeyPatch):
+    async with line() as both:
+        writes: list[bytes] = []
+        monkeypatch.setattr(both.protocol, "transport", SimpleNamespace(write=writes.append))
+        both.transport.send_at_once(["one", "two"])
+        assert len(writes) == 1
+        monkeypatch.undo()
+
+
+async def test_a_client_that_does_not_read_makes_it_unwritable_until_it_reads():
+    async with line() as both:
+        both.client.transport.pause_reading()
+        sent = 0
+        while both.transport.is_writable:
+            both.transport.send_at_once(["x" * 10_000])
+            sent += 1
+            await asyncio.sleep(0)
+        both.client.transport.resume_reading()
+        for _ in range(sent):
+            await both.client.recv()
+        await until(lambda: both.transport.is_writable)
+
+
+@pytest.mark.parametrize("how", ["closed by the server", "closed by the client", "broken off"])
+async def test_a_socket_that_is_over_is_not_writable(how: str):
+    async with line() as both:
+        match how:
+            case "closed by the server":
+                await both.transport.close(1000, "")
+            case "closed by the client":
+                await both.client.close()
+            case _:
+                both.client.transport.abort()
+                await lost(both)
+        await until(lambda: not both.transport.is_writable)
 
 
 # --- flow control ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from deployments.options import ScriptedLlm, ScriptedTts
 from serve_app import direct_socket
 from serve_app.server import VoiceServer
+from serve_app.session.session import Session
 from serve_app.web import routes
 
 WAYS = {"direct": OURS, "asgi": UVICORNS}
@@ -133,6 +134,15 @@ async def test_a_spoken_turn_is_the_same_by_both_ways():
     assert told(direct) == told(by_asgi)
     assert told(direct)["status"] == "completed"
     assert len(told(direct)["sound"]) > 0
+
+
+async def test_the_timer_of_a_session_does_not_spin(monkeypatch: pytest.MonkeyPatch):
+    """uvloop's clock has whole milliseconds: what is due in less goes off at once, and thousands of times a second."""
+    ticks = []
+    tick = Session._tick
+    monkeypatch.setattr(Session, "_tick", lambda session: ticks.append(tick(session)))
+    events, _ = await turn(OURS)
+    assert 0 < len(ticks) <= 3 * len(events)
 
 
 # --- who is refused -------------------------------------------------------------------------------------------------
