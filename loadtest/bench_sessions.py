@@ -27,7 +27,7 @@ from serve_app.config import TurnTaking
 from . import lean_callers, usage
 from .application import Application, application
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
-from .caller import percentile
+from .caller import onset_s, percentile
 from .command import Commands, add_command, noises, numbers, strings
 from .lean_callers import Result, Task, clip_of
 
@@ -35,8 +35,10 @@ NOISE_DBFS = -55.0
 THRESHOLD = 0.5
 PHASES = 6
 FRAME_AT_24_KHZ = 768
+INTERRUPTING_FRAMES = 3
 SURE_FRAMES = 8
-"""Of speech: twice what interrupts."""
+HEARD_WITHIN_S = 0.3
+"""From its onset until it interrupts."""
 ANSWER_WORDS = 10
 ENGINES = ("stt", "llm", "tts")
 IDLE_S = 5.0
@@ -84,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
     noise = noises(args)["office-ambience"]
     quiet = noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20)
     recordings = strings(args)
-    questions = {name: sound for name, sound in recordings.items() if is_speech_to_silero(sound, quiet)}
+    questions = {name: sound for name, sound in recordings.items() if is_clear_to_silero(sound, quiet)}
     print(
-        f"{len(questions)} questions; without {sorted(recordings.keys() - questions.keys())}, which Silero overhears"
+        f"{len(questions)} questions; without {sorted(recordings.keys() - questions.keys())}, which Silero overhears or hears late"
     )
     clips = tuple(clip_of(question) for question in questions.values())
     changes = {
@@ -125,19 +127,22 @@ def run(args: argparse.Namespace) -> None:
         print(f"memory a session: {slope:.2f} MB of the ingress (slope of RSS over the rows)")
 
 
-def is_speech_to_silero(question: Audio, noise: Audio) -> bool:
-    """Whether the detector by itself hears it wherever its frames begin; else who misses it is not the server.
+def is_clear_to_silero(question: Audio, noise: Audio) -> bool:
+    """Whether the detector by itself hears it, and soon, wherever its frames begin; else who misses it is not the server.
 
-    Single digits of half a second are in these recordings, some of which reach the threshold in one place and not in
-    another.
+    Among these recordings are single digits of half a second, some of which reach the threshold in one place and not in
+    another, and some that begin with a long fricative, which it takes for noise.
     """
     make_detector = silero_vad.load()
+    latest = int((RATE + (onset_s(question) + HEARD_WITHIN_S) * RATE) / FRAME_AT_24_KHZ)
     for phase in range(0, FRAME_AT_24_KHZ, FRAME_AT_24_KHZ // PHASES):
         sound = np.concatenate((noise[: RATE + phase], question, noise[:RATE]))
         at_16_khz = StreamingResampler(RATE, TRANSCRIBER_RATE).push(sound)
         detector = make_detector()
         frames = at_16_khz[: len(at_16_khz) // DETECTOR_FRAME * DETECTOR_FRAME].reshape(-1, DETECTOR_FRAME)
-        if sum(detector.probability(frame) > THRESHOLD for frame in frames) < SURE_FRAMES:
+        is_speech = np.array([detector.probability(frame) > THRESHOLD for frame in frames])
+        begins = np.flatnonzero(is_speech[:-2] & is_speech[1:-1] & is_speech[2:])
+        if is_speech.sum() < SURE_FRAMES or not len(begins) or begins[0] + INTERRUPTING_FRAMES > latest:
             return False
     return True
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loadtest.bench_sessions import is_speech_to_silero
+from loadtest.bench_sessions import is_clear_to_silero
 from loadtest.voices import synthesized
 from serve_app.audio.pcm import Audio
 
@@ -11,8 +11,8 @@ NOISE: Audio = np.random.default_rng(1).normal(0, 0.001, 48_000).astype(np.float
 
 def test_a_sentence_is_speech_and_half_a_word_or_a_hum_is_not() -> None:
     [(_, sentence)] = synthesized(["Where is the station, please?"])
-    assert is_speech_to_silero(sentence, NOISE)
+    assert is_clear_to_silero(sentence, NOISE)
     loudest = int(np.abs(sentence).argmax())
-    assert not is_speech_to_silero(sentence[loudest : loudest + 2_400], NOISE)
+    assert not is_clear_to_silero(sentence[loudest : loudest + 2_400], NOISE)
     hum = np.asarray(0.3 * np.sin(2 * np.pi * 100 * np.arange(24_000) / 24_000), dtype=np.float32)
-    assert not is_speech_to_silero(hum, NOISE)
+    assert not is_clear_to_silero(hum, NOISE)
