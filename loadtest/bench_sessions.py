@@ -22,7 +22,6 @@ from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE
 from serve_app.audio.pcm import Audio
 from serve_app.audio.resampling import StreamingResampler
 from serve_app.client.connection import RATE
-from serve_app.config import TurnTaking
 
 from . import lean_callers, usage
 from .application import Application, application
@@ -40,6 +39,8 @@ SURE_FRAMES = 8
 HEARD_WITHIN_S = 0.3
 """From its onset until it interrupts."""
 ANSWER_WORDS = 10
+DRAFTS = 3
+"""A turn: the product's default."""
 ENGINES = ("stt", "llm", "tts")
 IDLE_S = 5.0
 HEAD = (
@@ -72,11 +73,10 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
     )
-    drafts = TurnTaking().drafts_per_turn
     command.add_argument(
         "--drafts",
         type=int,
-        default=drafts,
+        default=DRAFTS,
         help="answers begun at a pause (default: the product's, %(default)s); with 0 two engines' times are in each turn",
     )
 

@@ -95,7 +95,13 @@ def assert_imports_only(path: Path, allowed: tuple[str, ...]) -> None:
 ARROWS: dict[str, tuple[str, ...]] = {
     "serve_app/conversation": (),
     "serve_app/audio": ("numpy", "soxr"),
-    "serve_app/realtime": ("serve_app.conversation", "serve_app.audio", "pydantic", "pydantic_core"),
+    "serve_app/realtime": (
+        "serve_app.conversation",
+        "serve_app.audio",
+        "pydantic",
+        "pydantic_core",
+        "pybase64",
+    ),
     "serve_app/session": (
         "serve_app.conversation",
         "serve_app.realtime",

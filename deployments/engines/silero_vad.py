@@ -4,7 +4,7 @@ The network is small, and run by a general runtime most of its time is spent aro
 three taps. Here a convolution is one matrix product for the frames of all sessions, and the Fourier transform, which the
 file has as a convolution of 258 filters, is one. It gives what onnxruntime gives, to the rounding of float32
 (tests/engines/test_silero_vad.py). A frame by itself costs 70 us of a core of an AMD EPYC either way; in a round of
-four 28 instead of 43, of eight 19 instead of 37, of sixteen 14 instead of 35.
+four 32 instead of 43, of eight 22 instead of 37, of sixteen 16 instead of 35.
 
 The `silero_vad` package is never imported: that would load torch and set it to one thread for the whole process.
 """

@@ -5,7 +5,7 @@ is put together around its base64 without a JSON encoder. 20 ms in (1280 charact
 
     python -m timeit -s "from serve_app.realtime.codec import decode, encode_audio_delta" -s "pcm = bytes(2880)" \
         -s "text = '{\"type\":\"input_audio_buffer.append\",\"audio\":\"' + 'AAAA' * 320 + '\"}'" "decode(text)"
-    4.0 us; with "encode_audio_delta('event_1', 'resp_1', 'item_1', pcm)" at the end 2.3 us
+    1.6 us; with "encode_audio_delta('event_1', 'resp_1', 'item_1', pcm)" at the end 0.3 us
 """
 
 import json

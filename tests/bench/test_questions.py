@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from loadtest.bench_sessions import is_clear_to_silero
+from loadtest.bench_sessions import DRAFTS, is_clear_to_silero
 from loadtest.voices import synthesized
 from serve_app.audio.pcm import Audio
+from serve_app.config import TurnTaking
 
 NOISE: Audio = np.random.default_rng(1).normal(0, 0.001, 48_000).astype(np.float32)
 
@@ -16,3 +17,7 @@ def test_a_sentence_is_speech_and_half_a_word_or_a_hum_is_not() -> None:
     assert not is_clear_to_silero(sentence[loudest : loudest + 2_400], NOISE)
     hum = np.asarray(0.3 * np.sin(2 * np.pi * 100 * np.arange(24_000) / 24_000), dtype=np.float32)
     assert not is_clear_to_silero(hum, NOISE)
+
+
+def test_sessions_are_measured_with_the_products_drafts() -> None:
+    assert TurnTaking().drafts_per_turn == DRAFTS

@@ -6,12 +6,14 @@ What it speaks is noise of about the right length, so it proves the plumbing: ph
 import atexit
 import json
 import shutil
+import warnings
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 LETTERS = "AIOQSWYabcdefhijklmnopqrstuvwxyzæçðøŋœɐɑɒɔəɖɛɜɟɡɣɪɲɳɹɽɾʁʂʃʈʊʋʌʎʒʔʝʣʤʦʧʰˈˌː\u0303βθᵊᵻT"
+SEED = 5
 PUNCTUATION = ';:,.!?—…"“”() '
 
 
@@ -53,13 +55,19 @@ VOICES = ("af_heart", "bf_emma", "ef_dora", "ff_siwis", "hf_alpha", "if_sara", "
 
 
 def write(folder: Path, voices: Path) -> None:
-    """Writes config, weights and `VOICES` (all the same tensor) into `folder`."""
+    """Writes config, weights and `VOICES` (all the same tensor) into `folder`; the same weights every time."""
     import torch
+    from kokoro import KModel
 
     (folder / "voices").mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config()), encoding="utf-8")
-    # An empty state: every part of the model keeps its random initial weights.
-    torch.save({}, folder / "kokoro-test.pth")
+    settings, weights = folder / "config.json", folder / "kokoro-test.pth"
+    settings.write_text(json.dumps(config()), encoding="utf-8")
+    torch.save({}, weights)  # every part of the model keeps its initial weights
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Kokoro's code is older than torch's
+        torch.manual_seed(SEED)
+        model = KModel("hexgrad/Kokoro-82M", str(settings), str(weights))
+    torch.save({name: part.state_dict() for name, part in model.named_children()}, weights)
     for voice in VOICES:
         shutil.copy(voices / "af_heart.pt", folder / "voices" / f"{voice}.pt")
 
