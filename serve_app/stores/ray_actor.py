@@ -1,7 +1,8 @@
 """Records in a detached actor of the Ray cluster: nothing to install, and they outlive every replica and every redeploy.
 
-They do not outlive the node that the actor is on. It is started again empty then, and the sessions that live write
-themselves into it anew; those whose sockets were lost in the meantime are gone. Where that matters: Redis.
+The actor is on the head, so that a worker node may die. The records do not outlive the head: where its state is kept
+elsewhere the actor is started again empty, and the sessions that live write themselves into it anew; those whose sockets
+were lost in the meantime are gone. Where that matters: Redis.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ NAME = "voice-serve-sessions-2"
 """The number counts the versions of what the actor is asked: it outlives a redeploy, so the one that an older program
 has left behind must not be asked by a newer one."""
 NAMESPACE = "voice-serve"
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""A resource that Ray gives its head, in no amount worth mentioning."""
 
 
 GATHER_S = 0.05
@@ -138,7 +141,7 @@ class ActorStore:
         return StoreUnavailable(f"the actor {NAME}: {type(error).__name__}")
 
     def _find(self) -> Any:
-        records: Any = ray.remote(num_cpus=0, max_restarts=-1)(Records)
+        records: Any = ray.remote(num_cpus=0, max_restarts=-1, resources=ON_THE_HEAD)(Records)
         return records.options(
             name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
         ).remote(*self._limits)
