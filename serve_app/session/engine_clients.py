@@ -4,6 +4,7 @@ Cancelling a task does not cross a DeploymentHandle, so every call sits in `canc
 the way out, however it is left. What Ray raises becomes an `EngineError` here and nowhere else.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -61,6 +62,42 @@ async def cancelling(response: Any, stage: Stage) -> AsyncIterator[Any]:
         # A call that found no replica is over, and says so again when it is cancelled.
         with suppress(RayError, RayServeException):
             response.cancel()
+            _cancel_what_was_just_assigned(response)
+
+
+def _cancel_what_was_just_assigned(response: Any) -> None:
+    """Serve's own `cancel()` misses a call that got its replica in this very turn of the loop (Ray 2.60).
+
+    The assignment can no longer be cancelled then, and the response has not taken the call from it yet: the replica
+    would work to the end for nobody.
+    """
+    if response._replica_result is not None:
+        return
+
+    def cancel(assigned: Any) -> None:
+        if not assigned.cancelled() and assigned.exception() is None:
+            assigned.result().cancel()
+
+    response._replica_result_future.add_done_callback(cancel)
+
+
+class Items:
+    """What a streaming call yields. Who stops waiting does not cancel the read under way; `cancelling` ends it.
+
+    grpc.aio never frees what belongs to a cancelled read: some 100 bytes, and the message where it has arrived,
+    which keeps a whole 64 KiB receive buffer (https://github.com/grpc/grpc/issues/43360). With 12 callers who
+    barge in the ingress grew by 1.7 MB a minute.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __aiter__(self) -> "Items":
+        return self
+
+    async def __anext__(self) -> Any:
+        reading = asyncio.ensure_future(anext(self._response))  # noqa: TID251 - it must outlive who waits
+        return await asyncio.shield(reading)
 
 
 def _engine_error(error: RayTaskError, stage: Stage) -> EngineError:
@@ -107,7 +144,7 @@ class RemoteChatModel:
         self, messages: Sequence[ChatMessage], *, sampling: Sampling, tools: Tools = NO_TOOLS
     ) -> AsyncGenerator[ChatDelta, None]:
         async with cancelling(self._generate.remote(messages, sampling, tools), "llm") as deltas:
-            async for delta in deltas:
+            async for delta in Items(deltas):
                 yield delta
 
 
@@ -127,5 +164,5 @@ class RemoteSynthesizer:
 
     async def synthesize(self, text: str, *, voice: str, speed: float) -> AsyncGenerator[SpeechChunk, None]:
         async with cancelling(self._synthesize.remote(text, voice, speed), "tts") as chunks:
-            async for chunk in chunks:
+            async for chunk in Items(chunks):
                 yield chunk
