@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -220,7 +221,7 @@ async def suffer(fault: Fault, place: Place, callers: Callers, replicas: Replica
     )
     return Row(
         fault.name,
-        "; ".join(filter(None, (fault.what, strike.result()))),
+        "; ".join(filter(None, (fault.what, strike.result(), _failures(turns)))),
         callers.count_since(LOST, struck_at),
         callers.codes_since(struck_at),
         callers.count_since(RESUMED, struck_at),
@@ -233,6 +234,12 @@ async def suffer(fault: Fault, place: Place, callers: Callers, replicas: Replica
         await callers.intact(),
         len(callers.people),
     )
+
+
+def _failures(turns: Sequence[TurnSeen]) -> str:
+    """How turns were lost; "" where none was."""
+    counted = Counter(turn.failure for turn in turns if turn.failure)
+    return ", ".join(f"{count} x {failure}" for failure, count in counted.items())
 
 
 async def _struck(fault: Fault, place: Place) -> str | None:

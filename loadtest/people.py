@@ -262,7 +262,8 @@ class Person:
         if self.line.ended.done():
             turn.failure = turn.failure or CUT
         elif turn.first_sound_at is None:
-            turn.failure = turn.failure or f"missed: no sound within {self._habits.missed_after_s:g} s"
+            how = "" if turn.stopped_ms is not None else ", nor was its end heard"
+            turn.failure = turn.failure or f"missed: no sound within {self._habits.missed_after_s:g} s{how}"
         turn.given_up_at = self._clock()
         if into is not None and not self.line.ended.done():
             self._tell_of_barge_in(turn, into)

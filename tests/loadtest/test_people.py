@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ingress.asgi import server_of
 from memory_line import Exchange
-from session.calls import FAST_TTS, scripted, tone
+from session.calls import FAST_TTS, ToneDetector, scripted, tone
 from session.faulty import Fault, FaultyChatModel
 from session.virtual import the_loop, virtual_time
 
@@ -171,6 +171,17 @@ async def test_a_turn_without_a_sound_is_missed():
     assert callers.failures()[0] == (TURN, "missed: no sound within 5 s")
     (seen, *_) = callers.ledgers[0].turns
     assert seen.silence_s == pytest.approx(5.0, abs=0.1)
+
+
+@virtual_time
+async def test_a_missed_turn_tells_whether_it_was_heard_at_all():
+    class Deaf(ToneDetector):
+        def probability(self, frame: Any) -> float:
+            return 0.0
+
+    async with calling(engines=scripted(tts=FAST_TTS, make_detector=Deaf)) as callers:
+        await asyncio.sleep(12)
+    assert callers.failures()[0] == (TURN, "missed: no sound within 5 s, nor was its end heard")
 
 
 def broken(times: int, *, apologizes: bool = True) -> Any:
