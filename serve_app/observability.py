@@ -92,6 +92,31 @@ class Metrics:
         self._refused.inc(tags={"reason": reason})
 
 
+REFUSALS_TOLD_EVERY_S = 1.0
+
+
+class RefusalLog:
+    """Callers turned away: each is counted, the log is told at most once a second.
+
+    A line for each was a quarter of what it costs to refuse one, and that is taken from those who are inside.
+    """
+
+    def __init__(self, metrics: Metrics | None) -> None:
+        self._metrics = metrics
+        self._untold: dict[str, int] = {}
+        self._told_at = float("-inf")
+
+    def note(self, close_code: int, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.refused(reason)
+        self._untold[reason] = self._untold.get(reason, 0) + 1
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= REFUSALS_TOLD_EVERY_S:
+            fields = {"code": close_code, "error_code": reason, "since_last_line": self._untold}
+            log.info("caller refused", extra=fields)
+            self._untold, self._told_at = {}, now
+
+
 class TurnObserver:
     """Tells the log, the metrics and the session log. Without `metrics`, only the logs."""
 

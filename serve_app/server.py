@@ -28,7 +28,7 @@ from .conversation.events import Settings
 from .conversation.parameters import Parameters
 from .conversation.plain import NotReadable
 from .handshake import NOT_RESUMED, CallerRefused, resume_token, returned
-from .observability import Metrics, SessionLog, TurnObserver, unix_time
+from .observability import Metrics, RefusalLog, SessionLog, TurnObserver, unix_time
 from .opening import (
     as_kept,
     conversation_config,
@@ -88,6 +88,7 @@ class VoiceServer:
         self._list_voices = voices
         self._session_log = SessionLog(Path(config.session_log)) if config.session_log else None
         self._observer = TurnObserver(metrics, self._session_log)
+        self._refusals = RefusalLog(metrics)
         self._metrics = metrics
         self._options = session_options(config, judges_turns=engines.turn_judge is not None)
         self._resume_options = resume_options(config)
@@ -236,9 +237,7 @@ class VoiceServer:
             raise CallerRefused(1013, "server_full", sentence)
 
     async def _refuse(self, transport: SocketTransport, refused: CallerRefused) -> None:
-        if self._metrics is not None:
-            self._metrics.refused(refused.error_code)
-        log.info("caller refused", extra={"code": refused.close_code, "error_code": refused.error_code})
+        self._refusals.note(refused.close_code, refused.error_code)
         [refusal] = Mapper("refused", SessionConfig()).events(Refused(refused.error_code, refused.sentence))
         try:
             await transport.send(codec.encode(refusal))

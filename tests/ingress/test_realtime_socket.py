@@ -1,6 +1,7 @@
 """`/v1/realtime` from the handshake to the close: who gets in, who is refused and what they are told."""
 
 import asyncio
+import logging
 from typing import Any, ClassVar
 
 import pytest
@@ -248,6 +249,24 @@ async def test_a_full_server_says_so_and_lets_the_next_in_when_one_has_left():
             await fourth.until("session.created")
             assert (await first.spoken_turn())["status"] == "completed"
     assert server.session_count == 0
+
+
+@virtual_time
+async def test_of_many_refusals_the_log_tells_once_a_second_and_counts_all(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="voice_serve")
+    server = server_of(api_keys=[KEY])
+
+    async def knock() -> None:
+        async with connected(server) as socket:
+            await socket.until_closed()
+
+    for _ in range(5):
+        await knock()
+    await asyncio.sleep(1.1)
+    await knock()
+    lines = [vars(record) for record in caplog.records if record.getMessage() == "caller refused"]
+    assert [line["since_last_line"] for line in lines] == [{"invalid_api_key": 1}, {"invalid_api_key": 5}]
+    assert lines[0]["error_code"] == "invalid_api_key"
 
 
 @virtual_time
