@@ -6,17 +6,20 @@ the protocol may be told to call a function instead, in the loop's own read call
 where nothing has to be waited for. A frame that holds a whole text, as nearly all do, is taken apart here; the handshake,
 every other frame and what is not as it should be go the protocol's own way.
 
+Who is to be turned away is turned away from here too (`install`): behind the protocol lie Ray Serve's and FastAPI's
+layers, which cost a full server as much again as the refusal.
+
 `install` makes it uvicorn's protocol in this process, for Ray Serve leaves no choice of one. Where the server is
 another process (Serve's default proxy) or another thread, `of` finds nothing, and a session receives by ASGI.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, cast
 from weakref import ref
 
 import uvicorn.config
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import apply_mask  # type: ignore[attr-defined]  # of its C extension, where that is there
 from websockets.protocol import OPEN
@@ -32,14 +35,25 @@ _MASKED = 0x80
 _LENGTH_IN_TWO_BYTES = 126
 
 
+Doorkeeper = Callable[[Scope], ASGIApp | None]
+"""Looks at a caller's scope: what is to turn the caller away, or None for one whom the application may see."""
+
+
 class DirectWebSocket(WebSocketsSansIOProtocol):
     on_text: Callable[[str], None] | None = None
     """Is given each text frame as soon as it is whole, and must not raise; None: they go by ASGI."""
+    doorkeeper: ClassVar[Doorkeeper | None] = None
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if not self.close_sent:  # else the handshake was refused, and there is no scope
             self.scope["extensions"][_EXTENSION] = ref(self)  # type: ignore[assignment]
+
+    async def run_asgi(self) -> None:
+        looks_at, scope = DirectWebSocket.doorkeeper, cast("Scope", self.scope)
+        if looks_at is not None and (refusal := looks_at(scope)) is not None:
+            self.app = refusal
+        await super().run_asgi()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -120,8 +134,9 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
 
-def install() -> None:
+def install(doorkeeper: Doorkeeper | None = None) -> None:
     """From now on what uvicorn starts in this process, unless told which protocol to use, uses this one."""
+    DirectWebSocket.doorkeeper = doorkeeper
     uvicorn.config.WS_PROTOCOLS["auto"] = f"{__name__}:{DirectWebSocket.__name__}"
 
 

@@ -1,5 +1,6 @@
 """What a caller who comes back shows when it connects, and how one who cannot be served is turned away."""
 
+from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from .conversation.events import ItemId, Returned
@@ -20,9 +21,9 @@ class CallerRefused(Exception):
         self.sentence = sentence
 
 
-def resume_token(socket: WebSocket) -> str:
+def resume_token(caller: HTTPConnection) -> str:
     """The token that the caller wants to go on with; "": a new session."""
-    return socket.headers.get(RESUME_HEADER) or socket.query_params.get("resume", "")
+    return caller.headers.get(RESUME_HEADER) or caller.query_params.get("resume", "")
 
 
 def returned(socket: WebSocket) -> Returned:

@@ -51,7 +51,6 @@ class Ingress:
     ) -> None:
         """`turn`: what gives the second opinion on the end of a turn, or why it is not there; None: none is wanted."""
         share_log_handlers()
-        direct_socket.install()
         self._local = {"vad": vad} | ({"turn": turn} if turn else {})
         self._handles = {"stt": stt, "llm": llm, "tts": tts}
         engines = Engines(
@@ -70,6 +69,7 @@ class Ingress:
             metrics=Metrics(),
             store=make_store(),
         )
+        direct_socket.install(self._server.refusing)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes(self._server, while_running=self._watch_draining)

@@ -12,11 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from deployments.interfaces import EngineError, EngineInfo
@@ -63,6 +66,8 @@ MODEL_NAME = "voice-serve"
 HANDOVER_S = 3.0
 """A session that is resumed while its old socket hangs here has so long to end."""
 
+REALTIME = "/v1/realtime"
+
 StageStatus = EngineInfo | str
 """What serves a stage, or why it cannot serve now."""
 
@@ -107,9 +112,7 @@ class VoiceServer:
 
     async def realtime(self, socket: WebSocket) -> None:
         """`/v1/realtime`: from the handshake to the close."""
-        offered = socket.scope.get("subprotocols", [])
-        transport = SocketTransport(socket)
-        await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
+        transport = await _accepted(socket)
         try:
             token = resume_token(socket)
             self._check(socket, token)
@@ -118,6 +121,23 @@ class VoiceServer:
                 await self._hold(socket, transport, lease)
         except CallerRefused as refused:
             await self._refuse(transport, refused)
+
+    def refusing(self, scope: Scope) -> ASGIApp | None:
+        """What turns this caller away, if it comes for a session and none can be had: a `direct_socket.Doorkeeper`.
+
+        `realtime` would do it too, behind all layers of the application.
+        """
+        if not scope["path"].endswith(REALTIME):
+            return None
+        caller = HTTPConnection(scope)
+        try:
+            self._check(caller, resume_token(caller))
+        except CallerRefused as refused:
+            return partial(self._turn_away, refused)
+        return None
+
+    async def _turn_away(self, refused: CallerRefused, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._refuse(await _accepted(WebSocket(scope, receive, send)), refused)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -218,13 +238,13 @@ class VoiceServer:
         finally:
             self._session_log.end(session_id)
 
-    def _check(self, socket: WebSocket, token: str) -> None:
+    def _check(self, caller: HTTPConnection, token: str) -> None:
         """Raises CallerRefused. A resumed session shows its key again and needs a place like any other."""
-        headers = socket.headers
+        headers = caller.headers
         if not is_origin_allowed(headers.get("origin"), headers.get("host"), self._config.access):
             sentence = "pages of this origin may not connect; see access.allowed_origins"
             raise CallerRefused(1008, "origin_not_allowed", sentence)
-        if not is_authorized(shown_keys(headers, socket.scope.get("subprotocols", [])), self._api_keys):
+        if not is_authorized(shown_keys(headers, caller.scope.get("subprotocols", [])), self._api_keys):
             sentence = "a valid API key is needed: Authorization: Bearer, or the subprotocol"
             raise CallerRefused(1008, "invalid_api_key", sentence)
         if self.is_draining:
@@ -317,6 +337,13 @@ class VoiceServer:
             "resume": {"store": self._config.resume.store, "problem": self.store.problem},
         }
         return {"object": "list", "data": [model]}
+
+
+async def _accepted(socket: WebSocket) -> SocketTransport:
+    transport = SocketTransport(socket)
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
+    return transport
 
 
 _STARTED = unix_time()

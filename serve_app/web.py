@@ -19,7 +19,7 @@ from .opening import session_options
 from .rest.errors import of_http
 from .rest.routes import Options as RestOptions
 from .rest.routes import router as rest_router
-from .server import VoiceServer
+from .server import REALTIME, VoiceServer
 
 STATIC = Path(__file__).parent / "static"
 CSP = "default-src 'self'; connect-src 'self' ws: wss:; style-src 'self'; img-src 'self' data:; worker-src 'self' blob:"
@@ -53,7 +53,7 @@ def routes(server: VoiceServer, *, while_running: Callable[[], Awaitable[None]] 
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         return of_http(error, request.url.path).response()
 
-    @app.websocket("/v1/realtime")
+    @app.websocket(REALTIME)
     async def realtime(socket: WebSocket) -> None:
         await server.realtime(socket)
 

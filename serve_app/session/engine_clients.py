@@ -96,8 +96,7 @@ class Items:
         return self
 
     async def __anext__(self) -> Any:
-        reading = asyncio.ensure_future(anext(self._response))  # noqa: TID251 - it must outlive who waits
-        return await asyncio.shield(reading)
+        return await asyncio.shield(anext(self._response))
 
 
 def _engine_error(error: RayTaskError, stage: Stage) -> EngineError:

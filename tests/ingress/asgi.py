@@ -33,6 +33,7 @@ def server_of(
     health: Mapping[str, StageStatus] = INFOS,
     voices: Any = ("any", "af_heart"),
     store: SessionStore | None = None,
+    metrics: Any = None,
     **config: Any,
 ) -> VoiceServer:
     """`voices`: names, or what asking for them raises."""
@@ -51,6 +52,7 @@ def server_of(
         api_keys=frozenset(api_keys),
         health=stages,
         voices=names,
+        metrics=metrics,
         store=store,
     )
 

@@ -158,9 +158,7 @@ async def test_it_takes_a_place_and_is_counted_as_what_it_is() -> None:
         def refused(self, reason: str) -> None:
             counts[reason] = 1
 
-    server = listener(limits={"max_sessions_per_replica": 1})
-    board: Any = Board()
-    server._metrics = server._observer._metrics = board
+    server = listener(limits={"max_sessions_per_replica": 1}, metrics=Board())
     async with connected(server, **LISTENING) as socket:
         await socket.until("session.created")
         assert counts == {"transcription": 1}

@@ -19,6 +19,7 @@ from websockets.frames import Frame, Opcode
 
 from deployments.options import ScriptedLlm, ScriptedTts
 from serve_app import direct_socket
+from serve_app.direct_socket import DirectWebSocket
 from serve_app.server import VoiceServer
 from serve_app.session.session import Session
 from serve_app.web import routes
@@ -134,6 +135,51 @@ async def test_a_spoken_turn_is_the_same_by_both_ways():
     assert told(direct) == told(by_asgi)
     assert told(direct)["status"] == "completed"
     assert len(told(direct)["sound"]) > 0
+
+
+# --- who is turned away ---------------------------------------------------------------------------------------------
+
+
+async def test_a_full_server_turns_away_before_the_application_is_asked(
+    way: str, monkeypatch: pytest.MonkeyPatch
+):
+    server, paths = quick_server(limits={"max_sessions_per_replica": 1}, api_keys=[KEY]), []
+    monkeypatch.setattr(DirectWebSocket, "doorkeeper", server.refusing)
+    app = routes(server)
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await app(scope, receive, send)
+
+    async def refused(**options: Any) -> tuple[str, str | None, int | None]:
+        async with connected(url, **options) as client:
+            [event] = await events_until_closed(client)
+            return event["error"]["code"], client.subprotocol, client.close_code
+
+    key = {"additional_headers": {"Authorization": f"Bearer {KEY}"}}
+    async with serving(noting, ws=way) as url:
+        async with connected(url, **key) as first:
+            await events_until(first, "session.created")
+            assert await refused(**key, subprotocols=["realtime", "other"]) == (
+                "server_full",
+                "realtime",
+                1013,
+            )
+            assert await refused() == ("invalid_api_key", None, 1008)
+        await until(lambda: server.session_count == 0)
+        async with connected(url, **key) as second:
+            await events_until(second, "session.created")
+    assert len(paths) == (2 if way == OURS else 4)
+
+
+async def test_other_paths_are_not_the_doorkeepers():
+    server = quick_server(limits={"max_sessions_per_replica": 1}, api_keys=[KEY])
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "query_string": b""}
+    assert server.refusing(scope) is not None
+    assert server.refusing(scope | {"path": "/elsewhere"}) is None
+
+
+# --- the timer ------------------------------------------------------------------------------------------------------
 
 
 async def test_the_timer_of_a_session_does_not_spin(monkeypatch: pytest.MonkeyPatch):
