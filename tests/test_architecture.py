@@ -296,11 +296,18 @@ def calls_in(path: Path) -> Iterator[str]:
             yield ast.unparse(node.func if isinstance(node, ast.Call) else node)
 
 
+OUTLIVES_WHO_WAITS = Path("serve_app/session/engine_clients.py")
+"""A group would cancel what it reads, which is what it is there to prevent."""
+
+
 def test_every_task_is_born_in_a_group():
     for path in source_files("serve_app", "deployments"):
         text = path.read_text()
+        banned = {"asyncio.create_task", "asyncio.ensure_future"}
+        if path.relative_to(ROOT) == OUTLIVES_WHO_WAITS:
+            banned.remove("asyncio.ensure_future")
         for call in calls_in(path):
-            assert call not in ("asyncio.create_task", "asyncio.ensure_future"), path
+            assert call not in banned, path
             assert not call.endswith(("loop.create_task", "get_event_loop().create_task")), path
         assert "import create_task" not in text, path
 
