@@ -27,6 +27,7 @@ from .session.stages import PrefillOutcome
 from .tracing import trace_turn
 
 log = logging.getLogger("voice_serve.turn")
+server_log = logging.getLogger("voice_serve.server")
 
 BUCKETS_S = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0]
 
@@ -113,7 +114,7 @@ class RefusalLog:
         now = asyncio.get_running_loop().time()
         if now - self._told_at >= REFUSALS_TOLD_EVERY_S:
             fields = {"code": close_code, "error_code": reason, "since_last_line": self._untold}
-            log.info("caller refused", extra=fields)
+            server_log.info("caller refused", extra=fields)
             self._untold, self._told_at = {}, now
 
 
