@@ -100,18 +100,23 @@ class Items:
         try:
             while True:
                 self._read.put_nowait((await anext(response), None))
-        except BaseException as end:  # to be raised where the items are wanted
-            self._read.put_nowait((None, end))
+        except (
+            BaseException
+        ) as end:  # to be raised where the items are wanted; its traceback would hold this frame
+            self._read.put_nowait((None, end.with_traceback(None)))
 
     def __aiter__(self) -> "Items":
         return self
 
     async def __anext__(self) -> Any:
         item, end = await self._read.get()
-        if end is not None:
-            self._read.put_nowait((None, end))  # for whoever asks again
+        if end is None:
+            return item
+        self._read.put_nowait((None, StopAsyncIteration()))  # for whoever asks again
+        try:
             raise end
-        return item
+        finally:
+            del end  # else it holds this frame, and this frame it
 
 
 _READING: set[asyncio.Future[None]] = set()

@@ -1,7 +1,10 @@
 """How a call through a handle ends: where Serve has no replica for it, and where it is left before its end."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -92,6 +95,42 @@ async def test_a_call_that_is_left_in_the_turn_of_its_assignment_is_cancelled(is
     await asyncio.sleep(0.01)
     assert call.cancelled.is_set()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Three:
+    """A call of three items, and then what comes after them."""
+
+    def __init__(self, end: BaseException) -> None:
+        self._left = iter([1, 2, 3])
+        self._end = type(end)
+
+    async def __anext__(self) -> int:
+        await asyncio.sleep(0)
+        for number in self._left:
+            return number
+        raise self._end
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("end", [StopAsyncIteration(), RuntimeError()], ids=["ends", "fails"])
+async def test_a_stream_that_is_over_leaves_nothing_to_the_garbage_collector(end: BaseException):
+    """A circle a call was 12 MB a minute at 20 callers, until the next full collection."""
+    assigned: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    assigned.set_result(Three(end))
+    left = weakref.ref(assigned.result())
+    response = response_of(assigned)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(EngineFailed):
+            await _drained(response)
+        del response, assigned
+        await asyncio.sleep(0.01)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_stream_that_is_read_to_its_end_yields_all():
