@@ -24,7 +24,7 @@ from .web import routes
 
 HEALTH_S = 5.0
 """A stage that does not answer for so long is not ready."""
-FULL_COLLECTION_EVERY = 1000
+FULL_COLLECTION_EVERY = 100
 """Of the collections of Python's middle generation; its own default is 10, every twelve seconds at 100 sessions.
 
 A full collection holds the event loop for 40 to 75 ms then, and on a busy core the answers of the whole next second

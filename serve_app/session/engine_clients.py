@@ -40,6 +40,9 @@ async def cancelling(response: Any, stage: Stage) -> AsyncIterator[Any]:
     """
     try:
         yield response
+    except asyncio.CancelledError:
+        # Serve keeps the one that passed its own frames, in a circle; this one holds the session's.
+        raise asyncio.CancelledError from None
     except EngineError:
         raise
     except RayTaskError as error:
