@@ -97,7 +97,7 @@ REFUSALS_TOLD_EVERY_S = 1.0
 
 
 class RefusalLog:
-    """Callers turned away: each is counted, the log is told at most once a second.
+    """Callers turned away: each is counted, the log is told at most once a second, of the last ones with the next.
 
     A line for each was a quarter of what it costs to refuse one, and that is taken from those who are inside.
     """

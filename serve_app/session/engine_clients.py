@@ -103,10 +103,8 @@ class Items:
         try:
             while True:
                 self._read.put_nowait((await anext(response), None))
-        except (
-            BaseException
-        ) as end:  # to be raised where the items are wanted; its traceback would hold this frame
-            self._read.put_nowait((None, end.with_traceback(None)))
+        except BaseException as end:  # raised again where the items are wanted
+            self._read.put_nowait((None, end.with_traceback(None)))  # a traceback would hold this frame
 
     def __aiter__(self) -> "Items":
         return self

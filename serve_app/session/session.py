@@ -41,6 +41,7 @@ from serve_app.realtime.errors import ProtocolError
 from serve_app.realtime.mapper import Mapper
 from serve_app.realtime.session_config import SessionConfig
 
+from .alarm import Alarm
 from .engine_work import EngineWork
 from .input import AudioInput
 from .listening import Listening
@@ -55,8 +56,6 @@ log = logging.getLogger("voice_serve.session")
 
 REST_POLL_S = 0.05
 """How often a session that is to move looks whether it may."""
-CLOCK_S = 0.001
-"""uvloop's clock has whole milliseconds: a timer that is due in less goes off in the loop's next turn, over and over."""
 UNBROKEN = 16
 """Messages of one client that are received without giving the others their turn."""
 MOST_WAITING = 16
@@ -81,6 +80,7 @@ class Session:
     ) -> None:
         """`lease` makes it resumable, or resumes one: then `config` is that of its snapshot, and `returned` what its
         client says of the loss. `hears_own_events`: the client has asked for events that OpenAI does not have."""
+        # Long, for it is the plan of a session: every part of it once, and to whom each reports.
         self.session_id = session_id
         self._lease = lease
         self._returned = returned or Returned()
@@ -135,9 +135,7 @@ class Session:
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._facts: deque[Event | None] = deque()
         self._is_deciding = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._deadline: float | None = None
+        self._alarm = Alarm(lambda: self._decide(None), self._fail)
         """When the conversation wants to be asked again."""
         self._last_event_at = self._loop.time()
 
@@ -153,7 +151,7 @@ class Session:
                 try:
                     ending = await self._over
                 finally:  # nothing is begun any more, while what is under way is being cancelled
-                    self._disarm()
+                    self._alarm.end()
                     self._listening.stop()
                     last = self._snapshot()
                     self._conversation.handle(Closed(), self._loop.time())
@@ -191,7 +189,7 @@ class Session:
         """
         self._waiting.clear()
         self._lasting.clear()
-        del self._listening, self._calls, self._work, self._outbox, self._tasks
+        del self._listening, self._calls, self._work, self._outbox, self._tasks, self._alarm
 
     def _fault(self, group: BaseExceptionGroup[BaseException]) -> Ending:
         """Our own mistake: the client learns that there was one, the log learns which."""
@@ -346,41 +344,8 @@ class Session:
                     self._lease.note(conversation.mark)
         finally:
             self._is_deciding = False
-        self._arm()
-
-    def _arm(self) -> None:
-        """The timer goes off at the deadline or before: one that moves with every frame does not move the timer."""
-        self._deadline = self._conversation.deadline()
-        if self._deadline is None or self._over.done():
-            return
-        if self._timer is None:
-            self._set_timer(self._deadline)
-        elif self._timer_at > self._deadline:
-            self._timer.cancel()
-            self._set_timer(self._deadline)
-
-    def _set_timer(self, at: float) -> None:
-        self._timer_at = at
-        self._timer = self._loop.call_at(at, self._tick)
-
-    def _disarm(self) -> None:
-        self._deadline = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._deadline is None:
-            return
-        try:
-            now = self._loop.time()
-            if now < self._deadline:
-                self._set_timer(max(self._deadline, now + CLOCK_S))
-            else:
-                self._decide(None)
-        except Exception as error:
-            self._fail(error)
+        if not self._over.done():
+            self._alarm.set(self._conversation.deadline())
 
     def _fail(self, error: Exception) -> None:
         """Of what the loop calls: there is no task that could carry it."""

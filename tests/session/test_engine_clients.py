@@ -133,6 +133,48 @@ async def test_a_stream_that_is_over_leaves_nothing_to_the_garbage_collector(end
         gc.enable()
 
 
+async def test_a_cancellation_that_serve_keeps_does_not_keep_the_session():
+    kept: list[BaseException] = []
+
+    class Keeps:
+        """Serve's router holds the cancellation of a call in one of the frames that it has passed."""
+
+        _replica_result = "assigned"
+
+        async def __anext__(self) -> Any:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                kept.append(error)
+                raise
+
+        def cancel(self) -> None:
+            pass
+
+    async def call() -> None:
+        async with cancelling(Keeps(), "stt") as response:
+            await anext(response)
+
+    class Thing:
+        pass
+
+    async def session(things: list[Any]) -> None:
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        await call()
+
+    things: list[Any] = []
+    task = asyncio.create_task(session(things))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    del task
+    await asyncio.sleep(0)  # the loop's handle of its end is over, too
+    assert kept
+    assert things[0]() is None
+
+
 async def test_a_stream_that_is_read_to_its_end_yields_all():
     async def three() -> AsyncIterator[int]:
         for number in range(3):

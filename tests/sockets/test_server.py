@@ -21,7 +21,7 @@ from deployments.options import ScriptedLlm, ScriptedTts
 from serve_app import direct_socket
 from serve_app.direct_socket import DirectWebSocket
 from serve_app.server import VoiceServer
-from serve_app.session.session import Session
+from serve_app.session.alarm import Alarm
 from serve_app.web import routes
 
 WAYS = {"direct": OURS, "asgi": UVICORNS}
@@ -137,7 +137,16 @@ async def test_a_spoken_turn_is_the_same_by_both_ways():
     assert len(told(direct)["sound"]) > 0
 
 
-# --- who is turned away ---------------------------------------------------------------------------------------------
+async def test_the_timer_of_a_session_does_not_spin(monkeypatch: pytest.MonkeyPatch):
+    """uvloop's clock has whole milliseconds: what is due in less goes off at once, and thousands of times a second."""
+    ticks = []
+    tick = Alarm._tick
+    monkeypatch.setattr(Alarm, "_tick", lambda alarm: ticks.append(tick(alarm)))
+    events, _ = await turn(OURS)
+    assert 0 < len(ticks) <= 3 * len(events)
+
+
+# --- who is refused -------------------------------------------------------------------------------------------------
 
 
 async def test_a_full_server_turns_away_before_the_application_is_asked(
@@ -177,21 +186,6 @@ async def test_other_paths_are_not_the_doorkeepers():
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "query_string": b""}
     assert server.refusing(scope) is not None
     assert server.refusing(scope | {"path": "/elsewhere"}) is None
-
-
-# --- the timer ------------------------------------------------------------------------------------------------------
-
-
-async def test_the_timer_of_a_session_does_not_spin(monkeypatch: pytest.MonkeyPatch):
-    """uvloop's clock has whole milliseconds: what is due in less goes off at once, and thousands of times a second."""
-    ticks = []
-    tick = Session._tick
-    monkeypatch.setattr(Session, "_tick", lambda session: ticks.append(tick(session)))
-    events, _ = await turn(OURS)
-    assert 0 < len(ticks) <= 3 * len(events)
-
-
-# --- who is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("speaks_at_once", [False, True])
