@@ -7,6 +7,7 @@ Metrics go through Ray, which serves them to Prometheus with the replica's label
 import asyncio
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -225,7 +226,7 @@ class SessionLog:
 
 
 def process_figures() -> dict[str, int | float]:
-    """Tasks on this event loop, and resident memory now (Linux; elsewhere the highest so far)."""
+    """This process, the tasks on its event loop, and its resident memory now (Linux; elsewhere the highest so far)."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         resident = int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -233,7 +234,11 @@ def process_figures() -> dict[str, int | float]:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
             1 if sys.platform == "darwin" else 1024
         )
-    return {"tasks": len(asyncio.all_tasks()), "rss_mb": round(resident / 2**20, 1)}
+    return {
+        "pid": os.getpid(),
+        "tasks": len(asyncio.all_tasks()),
+        "rss_mb": round(resident / 2**20, 1),
+    }
 
 
 def unix_time() -> int:
