@@ -17,27 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from deployments.engines import silero_vad
-from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE
-from serve_app.audio.pcm import Audio
-from serve_app.audio.resampling import StreamingResampler
-from serve_app.client.connection import RATE
-
 from . import lean_callers, usage
 from .application import Application, application
+from .bench_questions import clear_to_silero
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
-from .caller import onset_s, percentile
+from .caller import percentile
 from .command import Commands, add_command, noises, numbers, strings
 from .lean_callers import Result, Task, clip_of
 
 NOISE_DBFS = -55.0
-THRESHOLD = 0.5
-PHASES = 6
-FRAME_AT_24_KHZ = 768
-INTERRUPTING_FRAMES = 3
-SURE_FRAMES = 8
-HEARD_WITHIN_S = 0.3
-"""From its onset until it interrupts."""
 ANSWER_WORDS = 10
 DRAFTS = 3
 """A turn: the product's default."""
@@ -85,11 +73,7 @@ def run(args: argparse.Namespace) -> None:
     over: int | None = args.over
     noise = noises(args)["office-ambience"]
     quiet = noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20)
-    recordings = strings(args)
-    questions = {name: sound for name, sound in recordings.items() if is_clear_to_silero(sound, quiet)}
-    print(
-        f"{len(questions)} questions; without {sorted(recordings.keys() - questions.keys())}, which Silero overhears or hears late"
-    )
+    questions = clear_to_silero(strings(args), quiet)
     clips = tuple(clip_of(question) for question in questions.values())
     changes = {
         "llm": {"scripted": {**FAST_TOKENS["llm"]["scripted"], "answer_words": ANSWER_WORDS}},
@@ -125,26 +109,6 @@ def run(args: argparse.Namespace) -> None:
     if len(rows) > 1:
         slope = np.polyfit([row.sessions for row in rows], [row.rss_mb for row in rows], 1)[0]
         print(f"memory a session: {slope:.2f} MB of the ingress (slope of RSS over the rows)")
-
-
-def is_clear_to_silero(question: Audio, noise: Audio) -> bool:
-    """Whether the detector by itself hears it, and soon, wherever its frames begin; else who misses it is not the server.
-
-    Among these recordings are single digits of half a second, some of which reach the threshold in one place and not in
-    another, and some that begin with a long fricative, which it takes for noise.
-    """
-    make_detector = silero_vad.load()
-    latest = int((RATE + (onset_s(question) + HEARD_WITHIN_S) * RATE) / FRAME_AT_24_KHZ)
-    for phase in range(0, FRAME_AT_24_KHZ, FRAME_AT_24_KHZ // PHASES):
-        sound = np.concatenate((noise[: RATE + phase], question, noise[:RATE]))
-        at_16_khz = StreamingResampler(RATE, TRANSCRIBER_RATE).push(sound)
-        detector = make_detector()
-        frames = at_16_khz[: len(at_16_khz) // DETECTOR_FRAME * DETECTOR_FRAME].reshape(-1, DETECTOR_FRAME)
-        is_speech = np.array([detector.probability(frame) > THRESHOLD for frame in frames])
-        begins = np.flatnonzero(is_speech[:-2] & is_speech[1:-1] & is_speech[2:])
-        if is_speech.sum() < SURE_FRAMES or not len(begins) or begins[0] + INTERRUPTING_FRAMES > latest:
-            return False
-    return True
 
 
 def _idle(core: int | None) -> float:

@@ -13,15 +13,18 @@ import httpx
 import numpy as np
 
 from serve_app.audio.pcm import Audio
-from serve_app.client.connection import ClientError
+from serve_app.client.connection import RATE, ClientError
 
 from . import usage
 from .application import Application, application
-from .caller import caller
+from .bench_questions import clear_to_silero
+from .caller import Caller, caller
 from .command import Commands, add_command, strings
 
 SAMPLE_S = 10.0
 LONGEST_VISIT_S = 60.0
+ANSWER_S = 20.0
+"""A turn without a sound so long after it was said is missed."""
 SERVED = {
     "proxy manager": "HAProxyManager",
     "proxy": "ProxyActor",
@@ -46,10 +49,14 @@ class Sample:
 @dataclass(slots=True)
 class Soak:
     visits: Counter[str] = field(default_factory=Counter)
+    missed: list[str] = field(default_factory=list)
+    """Of each turn without a sound, what the server said of it instead."""
     samples: list[Sample] = field(default_factory=list)
 
 
-async def visitor(url: str, questions: list[Audio], dice: random.Random, soak: Soak, until: float) -> None:
+async def visitor(
+    url: str, questions: dict[str, Audio], dice: random.Random, soak: Soak, until: float
+) -> None:
     """One visit after the other: a few turns, some of them interrupted; then it leaves."""
     await asyncio.sleep(dice.uniform(0, 5))
     while (left := until - time.monotonic()) > 0:
@@ -59,9 +66,9 @@ async def visitor(url: str, questions: list[Audio], dice: random.Random, soak: S
             with suppress(TimeoutError):
                 async with asyncio.timeout(stay_s), caller(url) as one:
                     while True:
-                        after = len(one.arrivals)
-                        await one.until_said(one.say(dice.choice(questions)))
-                        await one.until_type("response.output_audio.delta", after=after, within_s=20)
+                        after, name = len(one.arrivals), dice.choice(list(questions))
+                        await one.until_said(one.say(questions[name]))
+                        await first_sound(one, after, name, soak)
                         soak.visits["answers"] += 1
                         await asyncio.sleep(dice.uniform(0.2, 4))  # often less than the answer: a barge-in
         except* ClientError as errors:
@@ -69,6 +76,18 @@ async def visitor(url: str, questions: list[Audio], dice: random.Random, soak: S
             soak.visits[f"lost: {errors.exceptions[0]}"] += 1
         except* TimeoutError:
             soak.visits["missed turns"] += 1
+
+
+async def first_sound(one: Caller, after: int, name: str, soak: Soak) -> None:
+    """Of the answer to a question. Raises TimeoutError where there is none."""
+    try:
+        await one.until_type("response.output_audio.delta", after=after, within_s=ANSWER_S)
+    except TimeoutError:
+        types = [arrival.type.removeprefix("input_audio_buffer.") for arrival in one.arrivals]
+        soak.missed.append(
+            f"{name}: {', '.join(types[after:]) or 'nothing'}; before it {', '.join(types[:after][-5:])}"
+        )
+        raise
 
 
 async def watch(app: Application, soak: Soak, began: float, until: float) -> None:
@@ -99,7 +118,7 @@ def slope_a_minute(samples: list[Sample], values: list[float]) -> float:
     return float(np.polyfit([sample.at_s / 60 for sample in samples], values, 1)[0])
 
 
-async def soak_for(app: Application, questions: list[Audio], sessions: int, seconds: float) -> Soak:
+async def soak_for(app: Application, questions: dict[str, Audio], sessions: int, seconds: float) -> Soak:
     soak, began = Soak(), time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch(app, soak, began, began + seconds))
@@ -118,11 +137,13 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     minutes: float = args.minutes
-    questions = list(strings(args).values())
+    questions = clear_to_silero(strings(args), np.zeros(2 * RATE, dtype=np.float32))
     with application(proxy=args.proxy) as app:
         soak = asyncio.run(soak_for(app, questions, args.sessions, minutes * 60))
     last = [sample for sample in soak.samples if sample.at_s > minutes * 60 * 1 / 3]
     print(f"{args.sessions} callers at once for {minutes:g} min, proxy {args.proxy}: {dict(soak.visits)}")
+    for missed in soak.missed:
+        print(f"  missed: {missed}")
     print(f"over the last {minutes * 2 / 3:.0f} min, a minute:")
     for role, name in SERVED.items():
         if role not in last[-1].used.processes:
