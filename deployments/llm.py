@@ -20,22 +20,10 @@ from .interfaces import (
 )
 from .options import LlmOptions
 from .replica import Replica, closing
-
-ROUTER: dict[str, Any] = {
-    "request_router_class": "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter",
-    "request_router_kwargs": {"num_fallback_replicas": 4},
-}
-"""A session's calls go to one replica, which has read its conversation; when that is full or dead, to the next on the
-ring, always the same ones in the same order. Calls without a session are spread at random.
-
-Four to fall back on: a voice cannot wait for its own replica, and where a cold one costs a prefill, waiting costs 25 to
-500 ms of backoff and then perhaps the prefill too. With two, 1 in 30 calls finds all three full while others have
-room, in a fleet of eight at 80 % (drawn at random, 8 calls each); with four it is 1 in 500. More would only be asked, a
-millisecond each, one after the other, when nearly all are full. They also bridge the seconds until a lost node's replicas are struck off.
-"""
+from .routing import BY_SESSION
 
 
-@serve.deployment(name="LanguageModel", request_router_config=ROUTER)
+@serve.deployment(name="LanguageModel", request_router_config=BY_SESSION)
 class LanguageModel(Replica):
     def __init__(self, options: LlmOptions, info: EngineInfo) -> None:
         super().__init__(info)

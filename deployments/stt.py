@@ -8,9 +8,10 @@ from .engines import create
 from .interfaces import EngineInfo, Transcriber, Transcript
 from .options import SttOptions
 from .replica import Replica
+from .routing import LEAST_LOADED
 
 
-@serve.deployment(name="SpeechToText")
+@serve.deployment(name="SpeechToText", request_router_config=LEAST_LOADED)
 class SpeechToText(Replica):
     def __init__(self, options: SttOptions, info: EngineInfo) -> None:
         super().__init__(info)

@@ -14,13 +14,14 @@ from .engines import create
 from .interfaces import EngineInfo, SpeechChunk, Synthesizer
 from .options import TtsOptions
 from .replica import Replica, closing
+from .routing import LEAST_LOADED
 from .speakable import Speakable
 
 BYTES_PER_SAMPLE = 2
 """16-bit mono."""
 
 
-@serve.deployment(name="TextToSpeech")
+@serve.deployment(name="TextToSpeech", request_router_config=LEAST_LOADED)
 class TextToSpeech(Replica):
     def __init__(self, options: TtsOptions, info: EngineInfo) -> None:
         super().__init__(info)

@@ -1,6 +1,7 @@
 """The front door as a deployment: a `VoiceServer` with the clients of the engine deployments, behind Ray Serve."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,12 @@ from .web import routes
 
 HEALTH_S = 5.0
 """A stage that does not answer for so long is not ready."""
+FULL_COLLECTION_EVERY = 100
+"""Of the collections of Python's middle generation; its own default is 10, every twelve seconds at 100 sessions.
+
+A full collection holds the event loop for 40 to 75 ms then, and on a busy core the answers of the whole next second
+are late. There is little for it to find: what a session leaves is freed when it ends (tests/ingress/test_remains.py).
+"""
 
 
 @serve.deployment(
@@ -51,6 +58,7 @@ class Ingress:
     ) -> None:
         """`turn`: what gives the second opinion on the end of a turn, or why it is not there; None: none is wanted."""
         share_log_handlers()
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
         self._local = {"vad": vad} | ({"turn": turn} if turn else {})
         self._handles = {"stt": stt, "llm": llm, "tts": tts}
         engines = Engines(

@@ -146,7 +146,7 @@ class RemoteTranscriber:
 
 
 class RemoteChatModel:
-    """With a `session_id` all calls go to one replica while it lives and has room (`llm.ROUTER`); else to any."""
+    """With a `session_id` all calls go to one replica while it lives and has room (`deployments.routing`); else to any."""
 
     def __init__(self, handle: DeploymentHandle[Any], *, session_id: str = "") -> None:
         handle = handle.options(session_id=session_id, _by_reference=False)
