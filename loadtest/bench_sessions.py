@@ -19,11 +19,11 @@ import psutil
 
 from . import lean_callers, usage
 from .application import Application, application
-from .bench_questions import clear_to_silero
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
 from .caller import percentile
 from .command import Commands, add_command, noises, numbers, strings
 from .lean_callers import Result, Task, clip_of
+from .voices import clear_to_silero
 
 NOISE_DBFS = -55.0
 ANSWER_WORDS = 10

@@ -17,9 +17,9 @@ from serve_app.client.connection import RATE, ClientError
 
 from . import usage
 from .application import Application, application
-from .bench_questions import clear_to_silero
 from .caller import Caller, caller
 from .command import Commands, add_command, strings
+from .voices import clear_to_silero
 
 SAMPLE_S = 10.0
 LONGEST_VISIT_S = 60.0

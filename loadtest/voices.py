@@ -1,22 +1,22 @@
 """What callers say: recordings cut into messages of 20 ms, and the noise of the room between them."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deployments.engines import create
-from deployments.interfaces import Synthesizer
+from deployments.engines import create, silero_vad
+from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, Synthesizer
 from deployments.options import TtsOptions
 from serve_app.audio.pcm import Audio, decode_pcm, encode_pcm
 from serve_app.audio.resampling import StreamingResampler
 from serve_app.client.connection import RATE
 from serve_app.client.microphone import FRAME, FRAME_S
 
-from .caller import recordings
+from .caller import onset_s, recordings
 from .line import append_message
 
 ENDPOINT_PAUSE_S = 0.35
@@ -30,6 +30,14 @@ ONSET_WINDOWS, ONSET_SHARE = 10, 0.6
 NOISE_PEAK = 0.004
 NOISE_S = 4.0
 WINDOW_S = 0.01
+THRESHOLD = 0.5
+FRAME_AT_24_KHZ = 768
+PHASES = 8
+"""Of the detector's frames of 32 ms against a recording that begins with a packet of 20 ms."""
+INTERRUPTING_FRAMES = 3
+SURE_FRAMES = 8
+HEARD_WITHIN_S = 0.3
+"""From its onset until it interrupts."""
 SENTENCES = (
     "Could you tell me what the weather will be tomorrow morning?",
     "I would like to know when the next train leaves for the harbour.",
@@ -104,17 +112,46 @@ def usable(audio: dict[str, Audio]) -> dict[str, Audio]:
     }
 
 
+def clear_to_silero(recordings: Mapping[str, Audio], noise: Audio) -> dict[str, Audio]:
+    """Those that are; the others are named on the terminal. `noise`: two seconds of the room."""
+    clear = {name: sound for name, sound in recordings.items() if is_clear_to_silero(sound, noise)}
+    others = sorted(recordings.keys() - clear.keys())
+    print(f"{len(clear)} questions; without {others}, which Silero overhears or hears late")
+    return clear
+
+
+def is_clear_to_silero(question: Audio, noise: Audio) -> bool:
+    """Whether the detector by itself hears it, and soon, wherever its frames begin; else who misses it is not the server.
+
+    Among these recordings are single digits of half a second, some of which reach the threshold in one place and not in
+    another, and some that begin with a long fricative, which it takes for noise.
+    """
+    make_detector = silero_vad.load()
+    latest = int((RATE + (onset_s(question) + HEARD_WITHIN_S) * RATE) / FRAME_AT_24_KHZ)
+    for phase in range(0, FRAME_AT_24_KHZ, FRAME_AT_24_KHZ // PHASES):
+        sound = np.concatenate((noise[: RATE + phase], question, noise[:RATE]))
+        at_16_khz = StreamingResampler(RATE, TRANSCRIBER_RATE).push(sound)
+        detector = make_detector()
+        frames = at_16_khz[: len(at_16_khz) // DETECTOR_FRAME * DETECTOR_FRAME].reshape(-1, DETECTOR_FRAME)
+        is_speech = np.array([detector.probability(frame) > THRESHOLD for frame in frames])
+        begins = np.flatnonzero(is_speech[:-2] & is_speech[1:-1] & is_speech[2:])
+        if is_speech.sum() < SURE_FRAMES or not len(begins) or begins[0] + INTERRUPTING_FRAMES > latest:
+            return False
+    return True
+
+
 def clips(folder: Path | None) -> tuple[list[Clip], str]:
     """What callers say, and a sentence about where it is from. Raises ValueError if nothing in `folder` fits."""
     if folder is None or not folder.is_dir():
         return [clip(*said) for said in synthesized(SENTENCES)], "espeak-ng's voice: no recordings here"
     found = recordings(folder)
-    fitting = usable(found)
+    quiet = np.random.default_rng(0).uniform(-NOISE_PEAK, NOISE_PEAK, 2 * RATE).astype(np.float32)
+    fitting = {name: sound for name, sound in usable(found).items() if is_clear_to_silero(sound, quiet)}
     if not fitting:
         raise ValueError(
-            f"{folder}: no recording (.flac) of {MIN_S:g} to {MAX_S:g} s without a pause over {ENDPOINT_PAUSE_S:g} s"
+            f"{folder}: no recording (.flac) of {MIN_S:g} to {MAX_S:g} s without a pause over {ENDPOINT_PAUSE_S:g} s, that Silero hears"
         )
-    words = f"{len(fitting)} of {len(found)} recordings: the others are too short, too long, or pause as a turn's end"
+    words = f"{len(fitting)} of {len(found)} recordings: the others are too short or long, pause as a turn's end, or Silero overhears them"
     return [clip(name, audio) for name, audio in fitting.items()], words
 
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from loadtest.bench_questions import is_clear_to_silero
 from loadtest.bench_sessions import DRAFTS
-from loadtest.voices import synthesized
+from loadtest.voices import is_clear_to_silero, synthesized
 from serve_app.audio.pcm import Audio
 from serve_app.config import TurnTaking
 

