@@ -86,12 +86,19 @@ class RealtimeClient:
 
     async def send(self, type_: str, **fields: Any) -> str:
         """Returns the event's id, which an `error` would quote. Raises SessionEnded."""
+        event_id, text = self._event(type_, fields)
+        await self._write(text)
+        return event_id
+
+    def _event(self, type_: str, fields: dict[str, Any]) -> tuple[str, str]:
         event_id = f"client_{next(self._event_ids)}"
+        return event_id, json.dumps({"type": type_, "event_id": event_id, **fields})
+
+    async def _write(self, text: str) -> None:
         try:
-            await self._connection.send(json.dumps({"type": type_, "event_id": event_id, **fields}))
+            await self._connection.send(text)
         except ConnectionClosed as closed:
             raise _ended(closed) from closed
-        return event_id
 
     async def append(self, audio: Audio) -> None:
         """Send float32 (n,) at 24 kHz as input audio."""

@@ -1,10 +1,12 @@
 """A session that outlives its socket: when to come back, with what, and when to give up."""
 
 import asyncio
+import json
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
@@ -29,13 +31,17 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.25, 4.0
 """Between attempts to come back: up to so much, doubled each time; the draw keeps a crowd from coming at once."""
 PASSING_ERRORS = frozenset({"server_full", "server_draining", "resume_unavailable"})
 """Refusals that another attempt, perhaps at another replica, need not meet."""
+ABOUT_AUDIO = "input_audio_buffer."
+MOST_UNCONFIRMED = 64
+"""Events that are kept to be sent again; more are not under way in the quarter of a second between two snapshots."""
 
 
 class ResumingClient(RealtimeClient):
     """A session that goes on at another socket when its own is lost, for as long as the server keeps it.
 
     `receive` is what reconnects; the events after a return begin with `session.created` again. Audio that is sent in
-    the meantime is lost, other events wait. What was being played must stop: `stop` does that and says how far it was.
+    the meantime is lost; other events wait, and those that the server has not taken in are sent again, once each. What
+    was being played must stop: `stop` does that and says how far it was.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class ResumingClient(RealtimeClient):
         self._on_news = on_news
         self._random = rng or random.Random()
         self._resume: dict[str, Any] | None = None
+        self._unconfirmed: deque[tuple[str, str]] = deque(maxlen=MOST_UNCONFIRMED)
+        """Ids and texts of what was sent last."""
         self._is_here = asyncio.Event()
         self._is_here.set()
         self._end: SessionEnded | None = None
@@ -65,18 +73,25 @@ class ResumingClient(RealtimeClient):
         return self._connection
 
     async def send(self, type_: str, **fields: Any) -> str:
-        while True:
-            await self._is_here.wait()
-            if self._end is not None:
-                raise self._end
-            try:
-                return await super().send(type_, **fields)
-            except SessionEnded as ended:
-                if not self._can_resume(ended):
-                    raise
-                if type_ == "input_audio_buffer.append":
-                    return ""
-                self._is_here.clear()  # until `receive`, which finds the same, has come back
+        await self._back()
+        event_id, text = self._event(type_, fields)
+        is_audio = type_ == "input_audio_buffer.append"
+        if not is_audio:
+            self._unconfirmed.append((event_id, text))
+        try:
+            await self._write(text)
+        except SessionEnded as ended:
+            if not self._can_resume(ended):
+                raise
+            if not is_audio:
+                self._is_here.clear()  # until `receive`, which finds the same, has come back and sent it again
+                await self._back()
+        return event_id
+
+    async def _back(self) -> None:
+        await self._is_here.wait()
+        if self._end is not None:
+            raise self._end
 
     async def append(self, audio: Audio) -> None:
         if self._is_here.is_set():  # what is said into a dead line is lost
@@ -124,12 +139,26 @@ class ResumingClient(RealtimeClient):
                 last = again
             else:
                 self.resumed += 1
+                with suppress(SessionEnded):  # lost again: so it finds `receive`
+                    await self._send_again(arrival.event.get("resume") or {})
                 self._on_news("The session goes on.")
                 self._is_here.set()
                 return arrival
             if time.monotonic() > deadline:
                 self._give_up(ended)
                 raise last
+
+    async def _send_again(self, resume: dict[str, Any]) -> None:
+        """What the server has not taken in. What is about audio is lost as the audio is."""
+        known = resume.get("last_event_id")
+        if known is None:  # the server does not say
+            return
+        ids = [event_id for event_id, _ in self._unconfirmed]
+        for _ in range(ids.index(known) + 1 if known in ids else 0):
+            self._unconfirmed.popleft()
+        for _, text in list(self._unconfirmed):
+            if not json.loads(text)["type"].startswith(ABOUT_AUDIO):
+                await self._write(text)
 
     async def _try(self, token: str, stopped: Played | None) -> Arrival:
         position = (

@@ -97,10 +97,13 @@ class SessionSnapshot:
     output_format: AudioFormat
     model: str
     kind: SessionKind = "realtime"
+    last_event_id: str = ""
+    """Of the client's events but audio the last one that the conversation knows of; what it sent later is lost."""
 
     @classmethod
-    def of(cls, conversation: Snapshot, config: SessionConfig) -> "SessionSnapshot":
-        return cls(conversation, config.input_format, config.output_format, config.model, config.kind)
+    def of(cls, conversation: Snapshot, config: SessionConfig, last_event_id: str) -> "SessionSnapshot":
+        formats = config.input_format, config.output_format
+        return cls(conversation, *formats, config.model, config.kind, last_event_id)
 
     def to_json(self) -> str:
         return json.dumps(to_plain(self), ensure_ascii=False, separators=(",", ":"))
@@ -278,7 +281,8 @@ class Lease:
             await self._save(snapshot, self._options.within_s + self._options.refresh_s)
         except (StoreUnavailable, Superseded):
             return None
-        return {"token": str(self._token), "within_s": self._options.within_s}
+        known = {} if self.snapshot is None else {"last_event_id": self.snapshot.last_event_id}
+        return {"token": str(self._token), "within_s": self._options.within_s, **known}
 
     async def keep(self, take: Callable[[], str]) -> None:
         """Save `take()` whenever it has changed or may be gone, until cancelled. Raises Superseded."""

@@ -113,6 +113,7 @@ class Session:
         """The loop's next turn, in which what was answered is sent."""
         self._unbroken = 0
         """Messages taken in since the last such turn."""
+        self._last_event_id = lease.snapshot.last_event_id if lease and lease.snapshot else ""
         self._calls = StageCalls(
             engines, options.time_limits, options.sampling, options.chunk_ms, self._decide
         )
@@ -233,7 +234,8 @@ class Session:
         )
 
     def _snapshot(self) -> str:
-        return SessionSnapshot.of(self._conversation.snapshot(), self._mapper.config).to_json()
+        snapshot = self._conversation.snapshot()
+        return SessionSnapshot.of(snapshot, self._mapper.config, self._last_event_id).to_json()
 
     async def _keep(self) -> None:
         if self._lease is None:
@@ -318,6 +320,7 @@ class Session:
             if refusal is not None:
                 self._tell(refusal)
             return
+        self._last_event_id = event.event_id or self._last_event_id
         wish = self._mapper.wish(event)
         if isinstance(wish, AudioCommitted):
             self._listening.hear_silence(0)

@@ -181,7 +181,7 @@ class App {
     event.preventDefault();
     const text = $("message").value.trim();
     if (text === "") return;
-    if (!this.#hasSession && !(await this.#connectForText())) return;
+    if (!this.#hasSession && !this.#isResuming && !(await this.#connectForText())) return;
     $("message").value = "";
     await this.#interrupt();
     if (this.#conversation.responseId !== null) this.#sendQuietly({ type: "response.cancel" });
@@ -209,7 +209,7 @@ class App {
   }
 
   #configure() {
-    if (!this.#hasSession) return;
+    if (!this.#hasSession && !this.#isResuming) return;
     this.#settingsEvent = this.#connection.send({ type: "session.update", session: this.#settings.session() });
   }
 

@@ -9,6 +9,9 @@ const PASSING_ERRORS = new Set(["server_full", "server_draining", "resume_unavai
 /** Between attempts to come back: up to so much, doubled each time; the draw keeps a crowd from coming at once. */
 const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 4000;
+const ABOUT_AUDIO = "input_audio_buffer.";
+/** Events that are kept to be sent again; more are not under way in the quarter of a second between two snapshots. */
+const MOST_UNCONFIRMED = 64;
 
 function sessionUrl(query = {}) {
   const url = endpoint("v1/realtime?model=voice-serve&own_events=1");
@@ -35,8 +38,12 @@ export function decodePcm(base64) {
 export class RealtimeConnection {
   #socket = null;
   #count = 0;
-  /** @type {{token: string, within_s: number} | null} of the session, if it can be resumed */
+  /** @type {{token: string, within_s: number, last_event_id?: string} | null} of the session, if it can be resumed */
   #resume = null;
+  /** It was lost, and may go on at another socket: what is sent waits for that. */
+  #isReturning = false;
+  /** @type {{id: string, type: string, text: string}[]} what was sent last, or waits for the session to be back */
+  #unconfirmed = [];
   #onEvent;
   #onClose;
 
@@ -56,6 +63,8 @@ export class RealtimeConnection {
   /** Resolves to true once the session exists, to false if it closed before; `onClose` then says why. */
   async open(apiKey) {
     this.#resume = null;
+    this.#isReturning = false;
+    this.#unconfirmed = [];
     const { close, isOurs } = await this.#connect(apiKey, {});
     if (close !== null && !isOurs) this.#onClose(close);
     return close === null;
@@ -67,7 +76,8 @@ export class RealtimeConnection {
   }
 
   /**
-   * Comes back to the session, trying as long as the server keeps it.
+   * Comes back to the session, trying as long as the server keeps it. Events that are sent meanwhile wait, and those
+   * that the server has not taken in are sent again, once each; but for audio, which is lost.
    * @param {{itemId: string, playedMs: number} | null} stopped what was being played, and how far
    * @param {() => boolean} isWanted asked between attempts
    * @returns {Promise<boolean>} false: the session is lost, or not wanted any more
@@ -104,6 +114,7 @@ export class RealtimeConnection {
         if (event.type === "session.created") {
           wasOpen = true;
           this.#resume = event.resume ?? null;
+          if (this.#isReturning) this.#sendAgain(this.#resume?.last_event_id);
           resolve({ close: null, error: null });
         } else if (event.type === "error" && !wasOpen) {
           error = event.error; // a refusal: the close that follows says the same
@@ -114,29 +125,44 @@ export class RealtimeConnection {
         const close = { code, reason, wasOpen };
         const isCurrent = socket === this.#socket;
         if (isCurrent) this.#socket = null;
+        if (isCurrent && wasOpen) this.#isReturning = this.canResume(close);
         if (!wasOpen) resolve({ close, error, isOurs: !isCurrent });
         else if (isCurrent) this.#onClose(close);
       };
     });
   }
 
-  /** @returns {string | null} the event's id, which an `error` would quote; null if nothing is connected */
+  /** @returns {string | null} the event's id, which an `error` would quote; null if there is no session */
   send(event) {
-    if (!this.isOpen) return null;
+    if (!this.isOpen && !this.#isReturning) return null;
     this.#count += 1;
     const id = `page_${this.#count}`;
-    this.#socket.send(JSON.stringify({ ...event, event_id: id }));
+    const text = JSON.stringify({ ...event, event_id: id });
+    this.#unconfirmed = [...this.#unconfirmed, { id, type: event.type, text }].slice(-MOST_UNCONFIRMED);
+    if (!this.#isReturning) this.#socket.send(text);
     return id;
+  }
+
+  /** @param {string | undefined} known the last event that the server knows of, if it says so */
+  #sendAgain(known) {
+    this.#isReturning = false;
+    if (known === undefined) return;
+    this.#unconfirmed.splice(0, this.#unconfirmed.findIndex(({ id }) => id === known) + 1);
+    for (const { type, text } of this.#unconfirmed) {
+      if (!type.startsWith(ABOUT_AUDIO)) this.#socket.send(text);
+    }
   }
 
   /** @param {ArrayBuffer} pcm */
   appendAudio(pcm) {
-    this.send({ type: "input_audio_buffer.append", audio: toBase64(pcm) });
+    if (!this.isOpen || this.#isReturning) return;
+    this.#socket.send(JSON.stringify({ type: "input_audio_buffer.append", audio: toBase64(pcm) }));
   }
 
   close() {
     const socket = this.#socket;
     this.#socket = null;
+    this.#isReturning = false;
     socket?.close(1000, "the user stopped");
   }
 }

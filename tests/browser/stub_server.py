@@ -72,6 +72,8 @@ class StubServer:
     is_full: bool = False
     is_resumable: bool = False
     refuses_to_resume: bool = False
+    last_event_id: str | None = None
+    """What it says to who comes back to have taken in of it."""
     refusals_before_resume: int = 0
     """So many attempts are answered as by a server that is full."""
     returns: list[dict[str, str]] = field(default_factory=list)
@@ -206,6 +208,8 @@ class StubSession:
             }
             number = len(self._server.sessions)
             offer = {"token": f"sess_1.token{number}", "within_s": 30}
+            if self._back is not None and self._server.last_event_id is not None:
+                offer["last_event_id"] = self._server.last_event_id
             await self._send(
                 "session.created", session=session, **({"resume": offer} if self._server.is_resumable else {})
             )

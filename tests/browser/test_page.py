@@ -243,6 +243,35 @@ async def test_a_lost_connection_is_come_back_from(
     assert len(stub.of_type("session.update")) == 0
 
 
+async def test_what_is_typed_while_the_connection_is_lost_is_sent_once_it_is_back(
+    open_page: OpenPageFactory, stub: StubServer
+) -> None:
+    """With what had been sent and not taken in; what the server knows of, and sound, is not sent again."""
+    stub.is_resumable, stub.refusals_before_resume, stub.answer_s = True, 2, 0.5
+
+    async def ask(text: str) -> None:
+        await opened.page.fill("#message", text)
+        await opened.page.press("#message", "Enter")
+
+    async with open_page(stub.url) as opened:
+        await ask("First.")
+        await opened.until("state.turns === 1 && state.floor === 'ready'")
+        stub.last_event_id = stub.of_type("conversation.item.create")[0]["event_id"]
+        await stub.drop_clients()
+        await opened.page.wait_for_selector("text=Looking for the conversation")
+        await ask("Second.")
+        await opened.until("state.turns === 3")
+        assert (await opened.state())["resumes"][0]["isBack"] is True
+    sent = [event for _, event in stub.received]
+    kinds = ["conversation.item.create", "response.create"]
+    assert [event["type"] for event in sent] == [*kinds, "response.create", *kinds]
+    assert [e["item"]["content"][0]["text"] for e in stub.of_type("conversation.item.create")] == [
+        "First.",
+        "Second.",
+    ]
+    assert sent[1]["event_id"] == sent[2]["event_id"]
+
+
 async def test_a_session_that_is_gone_is_said_and_talk_starts_anew(
     open_page: OpenPageFactory, stub: StubServer, say: Say
 ) -> None:

@@ -1,17 +1,22 @@
 """Coming back to `/v1/realtime` with a token: who gets the session, who is refused, and what becomes of the old socket."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from ingress.asgi import Socket, connected, server_of
 from ingress.test_realtime_socket import refusal
 from session.virtual import the_loop, virtual_time
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import Close
 
+from serve_app.client.resuming import ResumingClient
 from serve_app.conversation.commands import HistoryRestored, ResponseDone, ResponseLost
 from serve_app.handshake import NOT_RESUMED, RESUME_HEADER
 from serve_app.server import VoiceServer
@@ -361,3 +366,134 @@ async def test_who_is_on_the_way_in_when_the_replica_is_told_to_go_moves_on_with
     async with resuming(other, next_token) as moved:
         await moved.until("session.resumed")
     assert going.session_count == 0
+
+
+# --- what the client sent as its session was lost -------------------------------------------------------------------
+
+
+class Line:
+    """An application in memory as the client library's connection."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.is_dead = False
+        """The server does not know it yet."""
+        self._taken = 0
+
+    async def send(self, text: str) -> None:
+        self._check()
+        self.socket.send(text)
+
+    async def recv(self) -> str:
+        while self.is_dead or len(self.socket.events) == self._taken:
+            self._check()
+            await asyncio.sleep(0.001)
+        self._taken += 1
+        return json.dumps(self.socket.events[self._taken - 1])
+
+    async def close(self) -> None:
+        self.socket.hang_up()
+
+    def _check(self) -> None:
+        if self.is_dead:
+            raise ConnectionClosedError(None, None)
+        if self.socket.closed is not None:
+            raise ConnectionClosedError(Close(*self.socket.closed), None)
+
+
+class Way:
+    """An endpoint that leads to the last of its servers."""
+
+    def __init__(self, server: VoiceServer, lines: AsyncExitStack) -> None:
+        self._lines = lines
+        self.to = [server]
+
+    async def connect(self, headers: dict[str, str] | None = None, **query: str) -> Any:
+        handshake: dict[str, Any] = {"query": urlencode(query | {"own_events": "1"}), "headers": headers}
+        return Line(await self._lines.enter_async_context(connected(self.to[-1], **handshake)))
+
+
+@asynccontextmanager
+async def client_of(server: VoiceServer) -> AsyncIterator[tuple[ResumingClient, Way, list[Any]]]:
+    """A client of the library in a session, the way that it takes, and all events that come to it."""
+    async with AsyncExitStack() as lines, asyncio.TaskGroup() as tasks:
+        way = Way(server, lines)
+        events: list[Any] = []
+        endpoint: Any = way
+        client = ResumingClient(endpoint, await way.connect(), stop=lambda: None, on_news=lambda _: None)
+
+        async def listen() -> None:
+            async for arrival in client:
+                events.append(arrival.event)  # noqa: PERF401  # it never ends
+
+        listening = tasks.create_task(listen())
+        while not events:
+            await asyncio.sleep(0.01)
+        yield client, way, events
+        listening.cancel()
+
+
+def questions(events: list[Any]) -> list[str]:
+    added = [e["item"] for e in events if e["type"] == "conversation.item.added"]
+    return [item["content"][0]["text"] for item in added if item["role"] == "user"]
+
+
+def answers(events: list[Any]) -> list[str]:
+    return [e["response"]["status"] for e in events if e["type"] == "response.done"]
+
+
+@pytest.mark.parametrize("turns", range(24))
+@virtual_time
+async def test_what_is_asked_while_the_session_moves_is_answered_once(turns: int):
+    """So many turns of the loop after the replica was told to go: before, between and after all steps of the move."""
+    store = store_of_the_loop()
+    going, other = server_of(store=store), server_of(store=store)
+    async with client_of(going) as (client, way, events):
+        await client.ask("First.")
+        await asyncio.sleep(20)
+        way.to.append(other)
+        going.drain()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await client.ask("Second.")
+        await asyncio.sleep(20)
+        assert client.resumed == 1
+        assert answers(events) == ["completed", "completed"]
+        [resumed] = [e for e in events if e["type"] == "session.resumed"]
+        kept = [item["content"][0].get("text") for item in resumed["items"] if item["role"] == "user"]
+        after = events[events.index(resumed) :]
+        assert kept + questions(after) == ["First.", "Second."]
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.05, 0.2, 0.4, 1.0])
+@virtual_time
+async def test_what_a_dying_server_took_in_and_did_not_save_is_asked_again(pause_s: float):
+    """Its last snapshot is older than the question, or holds it and the beginning of the answer."""
+
+    class Forgetful(MemoryStore):
+        is_cut = False
+
+        async def save(self, session_id: str, generation: int, *record: Any) -> None:
+            if generation > 1 or not self.is_cut:
+                await super().save(session_id, generation, *record)
+
+    store = Forgetful(the_loop().time)
+    dying, other = server_of(store=store), server_of(store=store)
+    async with client_of(dying) as (client, way, events):
+        await client.ask("First.")
+        await asyncio.sleep(20)
+        await client.ask("Second.")
+        await asyncio.sleep(pause_s)
+        store.is_cut = True
+        way.to.append(other)
+        line: Any = client.connection
+        line.is_dead = True
+        await asyncio.sleep(20)
+        assert client.resumed == 1
+        history = [e for e in events if e["type"] == "session.resumed"][-1]["items"]
+        after = events[[e["type"] for e in events].index("session.resumed") :]
+        asked = [i["content"][0]["text"] for i in history if i["role"] == "user"] + questions(after)
+        assert asked == ["First.", "Second."]
+        assert answers(events)[:1] == ["completed"]
+        again = answers(events)[1:]  # an answer of which nothing had been heard is cut, and given anew
+        assert again in (["completed"], ["incomplete"], ["incomplete", "completed"])
