@@ -21,9 +21,8 @@ from . import lean_callers, usage
 from .application import Application, application
 from .bench_turns import FAST_TOKENS, FIRST_CLAUSE_MS, SILENCE_MS, STAGE_MS
 from .caller import percentile
-from .command import Commands, add_command, noises, numbers, strings
+from .command import Commands, add_command, clear_strings, noises, numbers
 from .lean_callers import Result, Task, clip_of
-from .voices import clear_to_silero
 
 NOISE_DBFS = -55.0
 ANSWER_WORDS = 10
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     over: int | None = args.over
     noise = noises(args)["office-ambience"]
     quiet = noise / np.sqrt(np.mean(noise**2)) * 10 ** (NOISE_DBFS / 20)
-    questions = clear_to_silero(strings(args), quiet)
+    questions = clear_strings(args, quiet)
     clips = tuple(clip_of(question) for question in questions.values())
     changes = {
         "llm": {"scripted": {**FAST_TOKENS["llm"]["scripted"], "answer_words": ANSWER_WORDS}},

@@ -18,8 +18,7 @@ from serve_app.client.connection import RATE, ClientError
 from . import usage
 from .application import Application, application
 from .caller import Caller, caller
-from .command import Commands, add_command, strings
-from .voices import clear_to_silero
+from .command import Commands, add_command, clear_strings
 
 SAMPLE_S = 10.0
 LONGEST_VISIT_S = 60.0
@@ -137,7 +136,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     minutes: float = args.minutes
-    questions = clear_to_silero(strings(args), np.zeros(2 * RATE, dtype=np.float32))
+    questions = clear_strings(args, np.zeros(2 * RATE, dtype=np.float32))
     with application(proxy=args.proxy) as app:
         soak = asyncio.run(soak_for(app, questions, args.sessions, minutes * 60))
     last = [sample for sample in soak.samples if sample.at_s > minutes * 60 * 1 / 3]

@@ -9,6 +9,7 @@ from serve_app.audio.pcm import Audio
 
 from .application import ROOT
 from .caller import recordings
+from .voices import clear_to_silero
 
 SHARED = ROOT.parent / "shared"
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -34,6 +35,15 @@ def sentences(args: argparse.Namespace) -> dict[str, Audio]:
 def strings(args: argparse.Namespace) -> dict[str, Audio]:
     """Spoken digits, cut close to the speech and said without a pause that would end a turn."""
     return recordings(args.audio / "digits")
+
+
+def clear_strings(args: argparse.Namespace, noise: Audio) -> dict[str, Audio]:
+    """Those of them that the detector hears for certain in this noise (two seconds of it); the others are named."""
+    found = strings(args)
+    clear = clear_to_silero(found, noise)
+    others = sorted(found.keys() - clear.keys())
+    print(f"{len(clear)} questions; without {others}, which Silero overhears or hears late")
+    return clear
 
 
 def noises(args: argparse.Namespace) -> dict[str, Audio]:

@@ -1,7 +1,7 @@
 """What callers say: recordings cut into messages of 20 ms, and the noise of the room between them."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.engines import create, silero_vad
-from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, Synthesizer
+from deployments.interfaces import DETECTOR_FRAME, TRANSCRIBER_RATE, SpeechDetector, Synthesizer
 from deployments.options import TtsOptions
 from serve_app.audio.pcm import Audio, decode_pcm, encode_pcm
 from serve_app.audio.resampling import StreamingResampler
@@ -113,20 +113,21 @@ def usable(audio: dict[str, Audio]) -> dict[str, Audio]:
 
 
 def clear_to_silero(recordings: Mapping[str, Audio], noise: Audio) -> dict[str, Audio]:
-    """Those that are; the others are named on the terminal. `noise`: two seconds of the room."""
-    clear = {name: sound for name, sound in recordings.items() if is_clear_to_silero(sound, noise)}
-    others = sorted(recordings.keys() - clear.keys())
-    print(f"{len(clear)} questions; without {others}, which Silero overhears or hears late")
-    return clear
+    """Those that are. `noise`: two seconds of the room."""
+    make_detector = silero_vad.load()
+    return {
+        name: sound for name, sound in recordings.items() if is_clear_to_silero(sound, noise, make_detector)
+    }
 
 
-def is_clear_to_silero(question: Audio, noise: Audio) -> bool:
+def is_clear_to_silero(
+    question: Audio, noise: Audio, make_detector: Callable[[], SpeechDetector]
+) -> bool:
     """Whether the detector by itself hears it, and soon, wherever its frames begin; else who misses it is not the server.
 
     Among these recordings are single digits of half a second, some of which reach the threshold in one place and not in
     another, and some that begin with a long fricative, which it takes for noise.
     """
-    make_detector = silero_vad.load()
     latest = int((RATE + (onset_s(question) + HEARD_WITHIN_S) * RATE) / FRAME_AT_24_KHZ)
     for phase in range(0, FRAME_AT_24_KHZ, FRAME_AT_24_KHZ // PHASES):
         sound = np.concatenate((noise[: RATE + phase], question, noise[:RATE]))
@@ -146,7 +147,7 @@ def clips(folder: Path | None) -> tuple[list[Clip], str]:
         return [clip(*said) for said in synthesized(SENTENCES)], "espeak-ng's voice: no recordings here"
     found = recordings(folder)
     quiet = np.random.default_rng(0).uniform(-NOISE_PEAK, NOISE_PEAK, 2 * RATE).astype(np.float32)
-    fitting = {name: sound for name, sound in usable(found).items() if is_clear_to_silero(sound, quiet)}
+    fitting = clear_to_silero(usable(found), quiet)
     if not fitting:
         raise ValueError(
             f"{folder}: no recording (.flac) of {MIN_S:g} to {MAX_S:g} s without a pause over {ENDPOINT_PAUSE_S:g} s, that Silero hears"
