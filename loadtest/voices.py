@@ -120,9 +120,7 @@ def clear_to_silero(recordings: Mapping[str, Audio], noise: Audio) -> dict[str, 
     }
 
 
-def is_clear_to_silero(
-    question: Audio, noise: Audio, make_detector: Callable[[], SpeechDetector]
-) -> bool:
+def is_clear_to_silero(question: Audio, noise: Audio, make_detector: Callable[[], SpeechDetector]) -> bool:
     """Whether the detector by itself hears it, and soon, wherever its frames begin; else who misses it is not the server.
 
     Among these recordings are single digits of half a second, some of which reach the threshold in one place and not in

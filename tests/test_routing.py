@@ -87,6 +87,18 @@ async def test_a_full_replica_is_asked_as_serve_asks_it():
         assert await choice is full
 
 
+async def test_a_replica_of_which_nothing_is_known_is_asked_and_who_waits_for_it_counts_as_waiting():
+    new = Replica("new", 0)
+    router = await router_of(LeastLoaded, new)
+    router._replica_queue_len_cache.invalidate_key(new.replica_id)
+    choice = asyncio.ensure_future(router._choose_replica_for_request(a_request()))
+    while not new.asked:
+        await asyncio.sleep(0)
+    assert router.num_pending_requests == 1
+    async with asyncio.timeout(30):
+        assert await choice is new
+
+
 async def test_nobody_overtakes_who_waits():
     full = Replica("full", ROOM)
     router = await router_of(LeastLoaded, full)
