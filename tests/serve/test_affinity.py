@@ -121,7 +121,7 @@ async def test_a_lost_replica_moves_its_own_sessions_and_no_others(fleet: Applic
             callers[created.event["session"]["id"].removeprefix("sess_")] = one
         assert [await answered(one) for one in callers.values()] == ["completed"] * 6
         homes = {session: await replica(session) for session in callers}
-        before = {await replica(f"probe{n}") for n in range(20)}
+        before = {await replica(f"probe{n}") for n in range(60)}
         assert len(before) == REPLICAS
         for session, home in homes.items():
             assert (await stats(session))["started"] > 0, f"{session} was answered on {home}"
