@@ -30,6 +30,8 @@ RAMP = ROOT / "loadtest" / "config.ramp.yaml"
 APPLICATION = "voice"
 ProxyMode = Literal["default", "haproxy"]
 
+BUSY_MACHINE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Serve kills its proxy when that is not ready within 5 s, and `serve run` fails."""
 HAPROXY_CONTROLLER = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "7200",
@@ -138,10 +140,11 @@ def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -
         )
     controller_env = config.pop("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
     application_env = application.pop("runtime_env", {}).get("env_vars", {})
+    config["controller_options"] = {"runtime_env": {"env_vars": dict(BUSY_MACHINE)}}
     if proxy == "haproxy":
         # Its statistics have fixed ports by default, which an HAProxy that outlived its cluster would still hold.
         ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
-        controller = {**HAPROXY_CONTROLLER, **controller_env, **ports}
+        controller = {**BUSY_MACHINE, **HAPROXY_CONTROLLER, **controller_env, **ports}
         config["controller_options"] = {"runtime_env": {"env_vars": controller}}
         application["runtime_env"] = {"env_vars": {**HAPROXY_APPLICATION, **application_env}}
     return config

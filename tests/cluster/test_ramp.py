@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from loadtest.application import HAPROXY_APPLICATION, HAPROXY_CONTROLLER, RAMP, document
+from loadtest.application import BUSY_MACHINE, HAPROXY_APPLICATION, HAPROXY_CONTROLLER, RAMP, document
 from loadtest.bench_ramp import (
     DEPLOYMENTS,
     EXPLAINED_MS,
@@ -118,5 +118,5 @@ def test_in_haproxy_mode_what_the_file_says_stays() -> None:
     assert controller["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] == "30"
     assert config["applications"][0]["runtime_env"]["env_vars"].items() >= HAPROXY_APPLICATION.items()
     bare = document(RAMP, {}, "default", 1234)
-    assert "controller_options" not in bare
+    assert bare["controller_options"]["runtime_env"]["env_vars"] == BUSY_MACHINE
     assert "runtime_env" not in bare["applications"][0]
