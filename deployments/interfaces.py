@@ -151,6 +151,8 @@ class ChatDelta:
     finish_reason: Literal["stop", "length"] | None = None
     usage: Usage | None = None
     call: ToolCallDelta | None = None
+    tokens: int = 1
+    """How many of the model's its text is, about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from ray import serve
 
 from .autoscaling import TOKENS_IN_FLIGHT, LoadMeter, prompt_tokens
 from .engines import create
+from .gathering import gathered
 from .interfaces import (
     NO_TOOLS,
     ChatDelta,
@@ -41,8 +42,8 @@ class LanguageModel(Replica):
         prompt = prompt_tokens([message.content for message in messages])
         with self.statistics.call(), self._tokens.share(prompt) as tokens:
             async with closing(self._engine.generate(messages, sampling=sampling, tools=tools)) as deltas:
-                async for delta in deltas:
-                    tokens.add(1)
+                async for delta in gathered(deltas):
+                    tokens.add(delta.tokens)
                     yield delta
 
     async def prefill(

@@ -28,6 +28,7 @@ from .events import (
     Returned,
     SegmentId,
     SpeechSynthesized,
+    TokensGenerated,
     TruncationRequested,
 )
 from .history import History
@@ -168,10 +169,10 @@ class Answering:
                 return answer
         return None
 
-    def tokens_generated(self, response_id: ResponseId, text: str, now: float) -> None:
-        answer = self._current(response_id)
+    def tokens_generated(self, event: TokensGenerated, now: float) -> None:
+        answer = self._current(event.response_id)
         if answer is not None:
-            self._wording.take_tokens(answer, text, now)
+            self._wording.take_tokens(answer, event, now)
 
     def call_generated(self, event: CallGenerated, now: float) -> None:
         answer = self._current(event.response_id)

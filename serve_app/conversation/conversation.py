@@ -255,8 +255,8 @@ class Conversation:
 
     def _note_generated(self, fact: TokensGenerated | CallGenerated | GenerationFinished, now: float) -> None:
         match fact:
-            case TokensGenerated(response_id, text):
-                self._answering.tokens_generated(response_id, text, now)
+            case TokensGenerated():
+                self._answering.tokens_generated(fact, now)
             case CallGenerated():
                 self._answering.call_generated(fact, now)
             case GenerationFinished():

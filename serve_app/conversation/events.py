@@ -117,6 +117,7 @@ class TurnJudged:
 class TokensGenerated:
     response_id: ResponseId
     text: str
+    tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)

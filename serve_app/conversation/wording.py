@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .answer import Answer
 from .commands import CallMade, Command, Generate, Item, ItemStatus, TranscriptDelta
-from .events import Call, CallGenerated, Failure, GenerationFinished, Usage
+from .events import Call, CallGenerated, Failure, GenerationFinished, TokensGenerated, Usage
 from .history import History
 from .parameters import Ids
 
@@ -30,18 +30,18 @@ class Wording:
             )
         )
 
-    def take_tokens(self, answer: Answer, text: str, now: float) -> None:
+    def take_tokens(self, answer: Answer, event: TokensGenerated, now: float) -> None:
         if answer.finish_reason is not None:
             return
         answer.timeline.mark("first_token", now)
-        answer.has_tokens |= bool(text.strip())
-        answer.usage = Usage(answer.usage.input_tokens, answer.usage.output_tokens + 1)
+        answer.has_tokens |= bool(event.text.strip())
+        answer.usage = Usage(answer.usage.input_tokens, answer.usage.output_tokens + event.tokens)
         if answer.order.modality == "text":
-            self.show(answer, text)
+            self.show(answer, event.text)
             for cut in ("first_segment", "first_audio", "first_sent"):
                 answer.timeline.mark(cut, now)
         else:
-            self._queue(answer, answer.segmenter.push(text), now)
+            self._queue(answer, answer.segmenter.push(event.text), now)
 
     def take_call(self, answer: Answer, event: CallGenerated, now: float) -> None:
         if answer.finish_reason is not None or answer.apology_for is not None:

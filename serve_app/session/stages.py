@@ -192,7 +192,7 @@ class StageCalls:
             async with aclosing(timed) as deltas:
                 async for delta in deltas:
                     if delta.text:
-                        self._report(TokensGenerated(command.response_id, delta.text))
+                        self._report(TokensGenerated(command.response_id, delta.text, delta.tokens))
                     if delta.call is not None:
                         calls.add(delta.call)
                     finish = delta.finish_reason or finish

@@ -25,6 +25,7 @@ from serve_app.conversation.events import (
     ResponseId,
     SegmentId,
     SpeechSynthesized,
+    TokensGenerated,
     TruncationRequested,
     Usage,
     WordTime,
@@ -67,7 +68,10 @@ class Agent:
 
     def tokens(self, *texts: str, response_id: ResponseId = RESPONSE) -> list[Command]:
         return self.does(
-            lambda: [self.answering.tokens_generated(response_id, text, self.now) for text in texts]
+            lambda: [
+                self.answering.tokens_generated(TokensGenerated(response_id, text), self.now)
+                for text in texts
+            ]
         )
 
     def generated(self, finish_reason: str = "stop", *, response_id: ResponseId = RESPONSE) -> list[Command]:
