@@ -23,6 +23,7 @@ import httpx
 import ray
 import yaml
 from ray import serve
+from ray.serve.context import _set_global_client
 
 ROOT = Path(__file__).parent.parent
 SCRIPTED = ROOT / "loadtest" / "config.scripted.yaml"
@@ -179,7 +180,10 @@ def application(
             began = time.monotonic()
             with log.open("wb") as out, serve_run(config, address, out) as process:
                 _until_ready(port, process, log, began + start_s)
-                yield Application(port, log, time.monotonic() - began, config, address)
+                try:
+                    yield Application(port, log, time.monotonic() - began, config, address)
+                finally:
+                    _set_global_client(None)  # type: ignore[no-untyped-call]  # else `serve.status()` asks this cluster when the next one runs
 
 
 @contextmanager
