@@ -38,11 +38,20 @@ HEAD = (
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """Who has one to himself."""
+
+    number: int | None
+    """None: all run where they like."""
+    roles: tuple[str, ...] = usage.SESSION_TIER
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     sessions: int
     result: Result
     cpu_us: dict[str, float]
-    """A session-second, by role; "core": the share of one core that ingress and proxy took together."""
+    """A session-second, by role; "core": the share of one core that those took who have it."""
     rss_mb: float
 
 
@@ -56,6 +65,11 @@ def add_parser(commands: Commands) -> None:
     )
     command.add_argument(
         "--pin", action="store_true", help="ingress and proxy on one core, all else on the others"
+    )
+    command.add_argument(
+        "--proxy-apart",
+        action="store_true",
+        help="with --pin: the ingress alone on its core, as where each replica has one (cluster/)",
     )
     command.add_argument(
         "--over", type=int, metavar="CAP", help="instead: CAP sessions, and as many who are refused"
@@ -82,10 +96,11 @@ def run(args: argparse.Namespace) -> None:
     cores = os.sched_getaffinity(0)
     if args.pin and len(cores) == 1:
         raise SystemExit("--pin needs two cores: one for ingress and proxy, one for all else")
-    core = max(cores) if args.pin else None
+    roles = ("ingress",) if args.proxy_apart else usage.SESSION_TIER
+    core = Core(max(cores) if args.pin else None, roles)
     with application(args=changes, proxy="haproxy") as app:
         print(
-            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {args.pin}, drafts a turn: {args.drafts}"
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pinned: {args.pin and roles}, drafts a turn: {args.drafts}"
         )
         print(HEAD, flush=True)
         idle = _idle(core)
@@ -110,24 +125,24 @@ def run(args: argparse.Namespace) -> None:
         print(f"memory a session: {slope:.2f} MB of the ingress (slope of RSS over the rows)")
 
 
-def _idle(core: int | None) -> float:
+def _idle(core: Core) -> float:
     found = _settled(core)
     before = usage.sample(found).cpu_s["ingress"]
     time.sleep(IDLE_S)
     return (usage.sample(found).cpu_s["ingress"] - before) / IDLE_S
 
 
-def _settled(core: int | None) -> list[tuple[psutil.Process, str]]:
+def _settled(core: Core) -> list[tuple[psutil.Process, str]]:
     """The processes of the application as they are now: HAProxy begins anew when Serve changes its list of replicas.
 
-    `core`: for ingress and proxy, all else on the others.
+    What is not to be on `core` is pinned to the others.
     """
-    if core is not None:
-        usage.pin(os.getpid(), usage.SESSION_TIER, {core})
+    if core.number is not None:
+        usage.pin(os.getpid(), core.roles, {core.number})
     return list(usage.below(os.getpid()))
 
 
-def _row(app: Application, task: Task, core: int | None) -> Row:
+def _row(app: Application, task: Task, core: Core) -> Row:
     found = _settled(core)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -149,7 +164,7 @@ def _row(app: Application, task: Task, core: int | None) -> Row:
     spent = {role: after.cpu_s[role] - before.cpu_s[role] for role in after.cpu_s}
     spent["engines"] = sum(spent.get(role, 0.0) for role in ENGINES)
     cpu_us = {role: 1e6 * s / lasted_s / task.sessions for role, s in spent.items()}
-    cpu_us["core"] = sum(spent[role] for role in usage.SESSION_TIER) / lasted_s
+    cpu_us["core"] = sum(spent[role] for role in core.roles) / lasted_s
     return Row(task.sessions, result, cpu_us, after.rss_mb["ingress"])
 
 

@@ -134,7 +134,8 @@ def test_what_is_estimated() -> None:
 
 async def test_a_language_model_reports_prompt_and_answer_while_it_generates() -> None:
     options = LlmOptions(
-        engine="scripted", scripted=ScriptedLlm(first_token_s=0, tokens_per_s=1e6, answers=("one two three",))
+        engine="scripted",
+        scripted=ScriptedLlm(first_token_s=0, tokens_per_s=1e6, answers=("one, two, three",)),
     )
     shell = llm.LanguageModel.func_or_class(options, EngineInfo("llm", "scripted", ""))  # type: ignore[attr-defined]
     deltas = shell.generate([ChatMessage("user", "x" * 40)], Sampling())
