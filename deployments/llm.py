@@ -41,8 +41,9 @@ class LanguageModel(Replica):
     ) -> AsyncGenerator[ChatDelta, None]:
         prompt = prompt_tokens([message.content for message in messages])
         with self.statistics.call(), self._tokens.share(prompt) as tokens:
-            async with closing(self._engine.generate(messages, sampling=sampling, tools=tools)) as deltas:
-                async for delta in gathered(deltas):
+            stream = self._engine.generate(messages, sampling=sampling, tools=tools)
+            async with closing(stream) as deltas, closing(gathered(deltas)) as pieces:
+                async for delta in pieces:
                     tokens.add(delta.tokens)
                     yield delta
 

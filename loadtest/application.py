@@ -141,13 +141,13 @@ def document(path: Path, args: Mapping[str, Any], proxy: ProxyMode, port: int) -
         )
     controller_env = config.pop("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
     application_env = application.pop("runtime_env", {}).get("env_vars", {})
-    config["controller_options"] = {"runtime_env": {"env_vars": dict(BUSY_MACHINE)}}
+    controller = dict(BUSY_MACHINE)
     if proxy == "haproxy":
         # Its statistics have fixed ports by default, which an HAProxy that outlived its cluster would still hold.
         ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
-        controller = {**BUSY_MACHINE, **HAPROXY_CONTROLLER, **controller_env, **ports}
-        config["controller_options"] = {"runtime_env": {"env_vars": controller}}
+        controller |= {**HAPROXY_CONTROLLER, **controller_env, **ports}
         application["runtime_env"] = {"env_vars": {**HAPROXY_APPLICATION, **application_env}}
+    config["controller_options"] = {"runtime_env": {"env_vars": controller}}
     return config
 
 
@@ -183,7 +183,8 @@ def application(
                 try:
                     yield Application(port, log, time.monotonic() - began, config, address)
                 finally:
-                    _set_global_client(None)  # type: ignore[no-untyped-call]  # else `serve.status()` asks this cluster when the next one runs
+                    # Else `serve.status()` asks this cluster when the next one runs.
+                    _set_global_client(None)  # type: ignore[no-untyped-call]  # Ray has not typed it
 
 
 @contextmanager

@@ -27,7 +27,8 @@ HEALTH_S = 5.0
 FULL_COLLECTION_EVERY = 100
 """Of the collections of Python's middle generation; its own default is 10, every twelve seconds at 100 sessions.
 
-A full collection holds the event loop, and on a busy core the answers of the whole next second are late. There is little for it to find: what a session leaves is freed when it ends (tests/ingress/test_remains.py).
+A full collection holds the event loop, and on a busy core the answers of the whole next second are late. There is little
+for it to find: what a session leaves is freed when it ends (tests/ingress/test_remains.py).
 """
 
 

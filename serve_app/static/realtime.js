@@ -42,7 +42,7 @@ export class RealtimeConnection {
   #resume = null;
   /** It was lost, and may go on at another socket: what is sent waits for that. */
   #isReturning = false;
-  /** @type {{id: string, type: string, text: string}[]} what was sent last, or waits for the session to be back */
+  /** @type {{id: string, type: string, text: string, wasSent: boolean}[]} what was sent last, or waits for the session to be back */
   #unconfirmed = [];
   #onEvent;
   #onClose;
@@ -138,18 +138,20 @@ export class RealtimeConnection {
     this.#count += 1;
     const id = `page_${this.#count}`;
     const text = JSON.stringify({ ...event, event_id: id });
-    this.#unconfirmed = [...this.#unconfirmed, { id, type: event.type, text }].slice(-MOST_UNCONFIRMED);
-    if (!this.#isReturning) this.#socket.send(text);
+    const wasSent = !this.#isReturning;
+    this.#unconfirmed = [...this.#unconfirmed, { id, type: event.type, text, wasSent }].slice(-MOST_UNCONFIRMED);
+    if (wasSent) this.#socket.send(text);
     return id;
   }
 
-  /** @param {string | undefined} known the last event that the server knows of, if it says so */
+  /** @param {string | undefined} known the last event that the server knows of; undefined: it has all that was sent */
   #sendAgain(known) {
     this.#isReturning = false;
-    if (known === undefined) return;
-    this.#unconfirmed.splice(0, this.#unconfirmed.findIndex(({ id }) => id === known) + 1);
-    for (const { type, text } of this.#unconfirmed) {
-      if (!type.startsWith(ABOUT_AUDIO)) this.#socket.send(text);
+    if (known === undefined) this.#unconfirmed = this.#unconfirmed.filter(({ wasSent }) => !wasSent);
+    else this.#unconfirmed.splice(0, this.#unconfirmed.findIndex(({ id }) => id === known) + 1);
+    for (const event of this.#unconfirmed) {
+      if (!event.type.startsWith(ABOUT_AUDIO)) this.#socket.send(event.text);
+      event.wasSent = true;
     }
   }
 
